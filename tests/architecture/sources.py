@@ -1,4 +1,4 @@
-"""The repository's Python files as syntax trees, read once for all tests of the architecture."""
+"""The repository's Python files as syntax trees, parsed once for all architecture tests."""
 
 from __future__ import annotations
 

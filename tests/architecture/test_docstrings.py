@@ -1,8 +1,8 @@
-"""Docstrings of public functions: arguments, results and errors, each by its name.
+"""Docstrings of public functions describe all arguments, results and errors by name.
 
-A function is public if neither its name nor the name of a class around it begins with an
-underscore. Private functions and nested ones need no docstring; where they have one, a list of
-arguments in it has to be true as well.
+A function is public if neither its name nor the name of an enclosing class begins with an
+underscore. Private and nested functions need no docstring; if they have one that lists arguments,
+the list must be correct as well.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The documents are true: links lead somewhere, Python in them is Python."""
+"""The documents are valid: links have targets, Python code blocks can be parsed."""
 
 from __future__ import annotations
 

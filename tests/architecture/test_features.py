@@ -1,4 +1,4 @@
-"""The list of features is true: every row names a test that there is."""
+"""The list of features is valid: every row names an existing test."""
 
 from __future__ import annotations
 

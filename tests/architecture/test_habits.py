@@ -1,4 +1,4 @@
-"""Habits that a reader of any file may rely on."""
+"""Conventions that hold in every file of the repository."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Upper layers import lower ones, nothing imports in a circle, the core is pure."""
+"""Only upper layers import lower ones, there are no import cycles, and the core is pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`import aflow`: the one public door, complete, sorted and cheap."""
+"""`import aflow`: the public API is complete, sorted and cheap to import."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every setting is read by something, and every key that is read is known and explained."""
+"""Every setting is used, and every key that is read is declared and documented."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A bound on the size of files and functions.
+"""Limits for the size of files and functions.
 
-A module is as long as its subject, and a function as long as it reads well: these bounds only stop
-a file that has grown two subjects. Nothing is split to satisfy them.
+Modules are as long as their subject, and functions as long as is readable: these limits only catch
+files that contain two subjects. Do not split code only to satisfy them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Words that were replaced by the field's terms, and must not come back: see CONTRIBUTING.md."""
+"""Words that were replaced by the field's terms and must not come back: see CONTRIBUTING.md."""
 
 from __future__ import annotations
 

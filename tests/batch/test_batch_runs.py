@@ -1,5 +1,5 @@
-"""Runs whose steps are jobs of AWS Batch, which really run: what they leave is what local runs
-leave, whatever happens to their jobs, to AWS and to the store meanwhile."""
+"""Runs whose steps are real jobs on a stand-in for AWS Batch: their results equal those of local
+runs, even if jobs, AWS or the datastore fail in between."""
 
 from __future__ import annotations
 

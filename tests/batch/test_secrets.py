@@ -1,4 +1,4 @@
-"""@secrets in jobs of AWS Batch: read inside of the job, with its role; never sent to it."""
+"""@secrets in jobs of AWS Batch: read within the job, with its role, and never sent to it."""
 
 from __future__ import annotations
 

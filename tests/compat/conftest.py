@@ -1,4 +1,4 @@
-"""The processes that read what Metaflow and aflow have recorded."""
+"""Fixtures: the processes that read the records of Metaflow and aflow."""
 
 from __future__ import annotations
 

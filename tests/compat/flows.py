@@ -1,4 +1,4 @@
-"""Flows that run on both: name -> body of the class, and the arguments of `run`."""
+"""Flows that run on both systems: name -> body of the class, and the arguments of `run`."""
 
 from __future__ import annotations
 

@@ -1,12 +1,10 @@
-"""Runs flows on Metaflow for a test session. Usage: forked.py DESCRIPTOR, that of a socket.
+"""Runs flows on Metaflow for a test session. Usage: forked.py DESCRIPTOR, the one of a socket.
 
-Each run is a process that is forked from this one, and so is each of its tasks: importing Metaflow
-is nine tenths of what such a process costs, and it is done here once. All else is as Metaflow does
-it.
+Each run and each of its tasks is a fork of this process: importing Metaflow is nine tenths of the
+cost of such a process, and is done here once. Everything else is unmodified Metaflow.
 
-A request is a packet with JSON and four descriptors: those that the program has as its input,
-output and errors, and one to which its process id and then its return code are written, each in a
-line.
+A request is a packet with JSON and four descriptors: the stdin, stdout and stderr of the program,
+and one to which the server writes its process id and then its return code, one per line.
 """
 
 import gc

@@ -1,4 +1,4 @@
-"""Prints the names of Metaflow that user code may import, as JSON: module -> names. Runs on it."""
+"""Prints the names of Metaflow that user code may import, as JSON: module -> names."""
 
 import importlib
 import inspect

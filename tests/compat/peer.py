@@ -1,4 +1,4 @@
-"""Metaflow itself, in an environment of its own: `scripts/peer` installs it into .peer."""
+"""The real Metaflow in a separate environment: `scripts/peer` installs it into .peer."""
 
 from __future__ import annotations
 

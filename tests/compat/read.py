@@ -1,8 +1,8 @@
-"""Reads runs with the client, for a test session; runs on both. Usage: read.py FLOW [ours]
+"""Reads runs with the client, for a test session; runs on both systems. Usage: read.py FLOW [ours]
 
-For each line of its input, a folder, it prints a line: what the client says of the latest run
-there, as JSON, or null where it is not available. Each is read by a process of its own, which has
-imported everything already: that takes longer than to read.
+For each line of stdin, a folder, it prints a line of JSON: the client's data of the latest run in
+that folder, or null if there is none. A forked process reads each run, since importing everything
+takes longer than reading.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Prints as JSON what the client says of a run: Metaflow's, or aflow's where that is missing."""
+"""Prints a run's data as JSON, read with Metaflow's client, or aflow's if Metaflow is missing."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""The same flows on Metaflow and on aflow: exit codes, artifacts and what the client says agree.
+"""The same flows on Metaflow and on aflow: exit codes, artifacts and client data are equal.
 
 `scripts/peer` installs Metaflow into .peer; without it these tests are skipped.
 """

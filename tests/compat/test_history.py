@@ -1,6 +1,6 @@
-"""A team's history, made by Metaflow itself, is read by aflow as Metaflow reads it: from the folder
-`.metaflow`, from S3, over Metaflow's metadata service, over aflow's, and from the tables of the
-service in its database. A failed run of it is resumed.
+"""aflow reads the history of a team that used Metaflow as Metaflow does: from the folder
+`.metaflow`, from S3, through the metadata services of Metaflow and of aflow, and from the tables
+of Metaflow's service. A failed run of the history is resumed.
 
 `scripts/peer` installs Metaflow into .peer; without it these tests are skipped.
 """

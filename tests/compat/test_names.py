@@ -1,5 +1,5 @@
-"""What user code imports from Metaflow can be imported from aflow, or the documents say it is not
-there."""
+"""Names that user code imports from Metaflow can be imported from aflow, or are documented as
+missing."""
 
 from __future__ import annotations
 

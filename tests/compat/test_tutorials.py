@@ -1,4 +1,4 @@
-"""The tutorials that come with Metaflow run as they are: first the flows, then the notebooks."""
+"""Metaflow's tutorials run unmodified: first the flows, then the notebooks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An executor at work on the flow of actions, and somebody who takes down what it reports."""
+"""An executor with the flow of actions, and a listener that records its reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A flow whose steps do whatever a test asks of them; imported by the processes of the attempts."""
+"""A flow whose steps do what a test tells them to; the processes of the attempts import it."""
 
 from __future__ import annotations
 

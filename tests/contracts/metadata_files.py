@@ -1,4 +1,4 @@
-"""A database with a run in it, and the checker for after it was mistreated."""
+"""A metadata database with a run, and the checks after a test has damaged or disturbed it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The metadata stores that the promises of the port are tested on, and records for them."""
+"""The metadata stores that the contract tests run on, and records for them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""An executor whose attempts are run by a worker, with a queue between them: all in this process
-but the attempts."""
+"""An executor whose attempts are run by a worker, with a queue in between. Everything but the
+attempts runs in this process."""
 
 from __future__ import annotations
 

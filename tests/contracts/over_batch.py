@@ -1,4 +1,4 @@
-"""An executor whose attempts are jobs of AWS Batch, at a stand-in whose jobs are real processes."""
+"""An executor whose attempts are jobs of a stand-in for AWS Batch that runs them as processes."""
 
 from __future__ import annotations
 

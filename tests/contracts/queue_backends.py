@@ -1,7 +1,7 @@
-"""The queues that the promises of the port are tested on.
+"""The queues that the contract tests run on.
 
-A backend is how to open it (again and again: each time another user of the same queue), and how
-short a lease can be there, in seconds.
+A backend is a function that opens the queue (each call is another client of the same queue), and
+the shortest lease of the backend in seconds.
 """
 
 from __future__ import annotations

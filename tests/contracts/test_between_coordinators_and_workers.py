@@ -1,5 +1,5 @@
-"""A coordinator and workers around one queue, in this process: what they make of a queue that
-forgets, of messages that are not for them, and of parts of themselves that fail."""
+"""Coordinators and workers with one queue, in this process: their behaviour if the queue loses
+messages, if messages are for others, and if parts of themselves fail."""
 
 from __future__ import annotations
 

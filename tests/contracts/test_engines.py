@@ -1,8 +1,8 @@
-"""One flow on every engine: a run of it loses a node, fails and is resumed, and leaves what a plain
-local run leaves. The engines are processes of this machine with slots, workers of a queue, jobs of
-AWS Batch and of Kubernetes (stand-ins whose jobs are processes), of Slurm (its own daemons), and
-workers inside of real clusters of Dask and Ray. Ray is large, and tested where it is installed
-(pip install -e '.[ray]'); Dask, whose pool is the same code but for a class, is in every run.
+"""One flow on every engine: a run loses a node, fails, is resumed, and its results equal those of
+a local run. The engines are local processes with slots, workers of a queue, jobs of AWS Batch and
+of Kubernetes (stand-ins that run jobs as processes), of Slurm (its real daemons), and workers in
+real clusters of Dask and Ray. Ray is large, so it is tested only if it is installed
+(pip install -e '.[ray]'); Dask, whose pool differs in one class, is always tested.
 """
 
 from __future__ import annotations

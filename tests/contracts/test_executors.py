@@ -1,7 +1,7 @@
-"""What every executor promises: order, ends, cancellation, stopping. Kinds of attempts are `task`
-(a process each), `worker` (processes that run many), `coroutine` (one process runs them all),
-`queue` (a process each, on a worker that takes them from a queue), and `batch` (a job of AWS Batch
-each).
+"""The contract of every executor: order, results, cancellation, stopping. Kinds of attempts are
+`task` (one process each), `worker` (processes that run many), `coroutine` (one process runs all),
+`queue` (one process each, on a worker that takes them from a queue), and `batch` (one job of AWS
+Batch each).
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Steps that fork, leave daemons, spoil their process or print without end; machines without a
-descriptor or a process to spare."""
+"""Steps that fork, leave daemons, damage their process or print endlessly; machines that are out of
+descriptors or processes."""
 
 from __future__ import annotations
 

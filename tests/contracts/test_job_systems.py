@@ -1,5 +1,5 @@
-"""What every job system promises (aflow/executors/jobs/base.py), shown by jobs that really run: of
-AWS Batch and of Kubernetes as processes under stand-ins, of Slurm under its own daemons.
+"""The contract of every job system (aflow/executors/jobs/base.py), tested with jobs that run: those
+of AWS Batch and Kubernetes as processes of stand-ins, those of Slurm with its real daemons.
 """
 
 from __future__ import annotations

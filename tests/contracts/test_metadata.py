@@ -1,4 +1,4 @@
-"""What every metadata store promises; a new backend is one line in metadata_stores.py."""
+"""The contract of every metadata store; a new backend is one line in metadata_stores.py."""
 
 from __future__ import annotations
 

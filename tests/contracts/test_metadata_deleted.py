@@ -1,4 +1,4 @@
-"""What every metadata store promises of deleting a run."""
+"""The contract of every metadata store for deleting runs."""
 
 from __future__ import annotations
 

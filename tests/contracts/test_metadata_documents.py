@@ -1,4 +1,4 @@
-"""What metadata stores promise of small documents beside the runs."""
+"""The contract of metadata stores for small documents that belong to no run."""
 
 from __future__ import annotations
 

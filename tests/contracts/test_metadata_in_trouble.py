@@ -1,5 +1,5 @@
-"""What metadata in a file says when the file is foreign, damaged, locked or gone, or its disk
-full: one sentence."""
+"""The errors of the file metadata store if the file is foreign, damaged, locked or missing, or its
+disk is full: one sentence each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every metadata store promises of the owners of runs."""
+"""The contract of every metadata store for the leases of runs."""
 
 from __future__ import annotations
 

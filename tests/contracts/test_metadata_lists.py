@@ -1,4 +1,4 @@
-"""What every metadata store promises of lists: order, filters, pages, counts."""
+"""The contract of every metadata store for lists: order, filters, pages, counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What metadata in a file promises beyond the contract: of processes that race or are killed, of
+"""Guarantees of the file metadata store beyond the contract: concurrent and killed processes,
 indexes and descriptors."""
 
 from __future__ import annotations

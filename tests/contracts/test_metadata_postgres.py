@@ -1,5 +1,5 @@
-"""What metadata in PostgreSQL promises beyond the contract: of indexes, of a server that goes away,
-of what is said when it cannot be used."""
+"""Guarantees of the PostgreSQL metadata store beyond the contract: indexes, a server that becomes
+unavailable, error messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What metadata stores promise of the workers that register in them."""
+"""The contract of metadata stores for the registry of workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every queue promises; a new backend is a few lines in queue_backends.py."""
+"""The contract of every queue; a new backend is a few lines in queue_backends.py."""
 
 from __future__ import annotations
 

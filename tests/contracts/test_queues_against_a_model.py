@@ -1,4 +1,4 @@
-"""Queues do what a model of a few lines does, whatever is asked of them in whatever order."""
+"""Queues behave like a model of a few lines for any sequence of operations."""
 
 from __future__ import annotations
 

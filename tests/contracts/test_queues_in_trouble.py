@@ -1,4 +1,4 @@
-"""Queues whose broker goes away, refuses, or gets nonsense."""
+"""Queues whose broker becomes unavailable, denies access, or contains invalid messages."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""S3 in trouble: what is tried again, what is said at once, and that nothing is half there.
+"""S3 with faults: which calls are retried, which fail immediately; nothing is half-written.
 
-Each fault is made by a proxy before the stand-in; objects are large enough to go in parts.
+A proxy in front of the stand-in makes the faults; objects are large enough to go in parts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What SQS asks for beside the promises of the port: large bodies, strangers, refusals."""
+"""SQS beyond the contract of queues: large bodies, foreign messages, denied requests."""
 
 from __future__ import annotations
 

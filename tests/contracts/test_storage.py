@@ -1,4 +1,4 @@
-"""What every object store promises; a new backend is one line in BACKENDS."""
+"""The contract of every object store; a new backend is one line in BACKENDS."""
 
 from __future__ import annotations
 

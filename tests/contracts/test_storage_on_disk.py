@@ -1,5 +1,5 @@
-"""What the store on a disk promises beyond the contract: of processes that are killed, of power
-cuts, of disks that fail."""
+"""Guarantees of the local object store beyond the contract: killed processes, power failures, disks
+that fail."""
 
 from __future__ import annotations
 

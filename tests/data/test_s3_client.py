@@ -1,4 +1,4 @@
-"""`aflow.S3` on a stand-in: what it gives, what it refuses, and what it leaves behind."""
+"""`aflow.S3` on a stand-in for S3: its results, its errors, and that it leaves no files behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The image that the tests of containers share: it is built once a session."""
+"""The image that all container tests share: it is built once per session."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Containers without an engine: podman and runc, as root, from a base that debootstrap makes.
+"""Containers without a Docker engine: podman and runc, as root, from a base made by debootstrap.
 
-The base is made once and kept below the user's cache folder, since that takes a minute or two.
+Building the base takes a minute or two; it is cached below the user's cache folder.
 """
 
 from __future__ import annotations

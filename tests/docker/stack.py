@@ -1,4 +1,4 @@
-"""The stack of docker/compose.yaml, as Docker Compose itself reads it."""
+"""The stack of docker/compose.yaml, parsed by Docker Compose itself."""
 
 from __future__ import annotations
 

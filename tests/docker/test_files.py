@@ -1,4 +1,4 @@
-"""What describes the images and the stack says what is so, by the judgement of its own tools."""
+"""The files that define the images and the stack are valid according to their own tools."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The image, built and run without an engine."""
+"""The image, built and run without a Docker engine."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Jobs of AWS Batch in containers: of the image that the documentation has one build, by its own
-entry point, and of images that are not fit for it."""
+"""Jobs of AWS Batch in containers: of the image that the documentation builds, with its own entry
+point, and of images that cannot run aflow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server and two workers as containers, with the settings of compose.yaml, run a flow."""
+"""A server and two workers in containers, with the settings of compose.yaml, run a flow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The web service of the examples, driven over HTTP."""
+"""The web service of the examples, tested over HTTP."""
 
 from __future__ import annotations
 

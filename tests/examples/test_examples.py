@@ -1,4 +1,4 @@
-"""The examples and the flows in the documents do what they say."""
+"""The examples and the flows of the documentation work as described."""
 
 from __future__ import annotations
 

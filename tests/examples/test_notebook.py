@@ -1,4 +1,4 @@
-"""The notebook shows runs whose data are in S3 and whose metadata a service has."""
+"""The notebook shows runs with artifacts in S3 and metadata in a service."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Every command on a page of the documentation is run as it stands there, with stand-ins behind it.
+"""Every command on a page of the documentation is run as written, with stand-ins for its services.
 
-The commands of a page are run in its order, in a folder with a flow that has run. What a page
-cannot know is put in: ids of runs, addresses of servers. A command that serves is begun, awaited,
-and stopped at the end of its page.
+The commands of a page run in order, in a folder with a flow that has run. Values that a page cannot
+know, such as run ids and addresses of servers, are substituted. A command that serves is started,
+awaited, and stopped at the end of its page.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What docs/quickstart.md tells a newcomer to do can be done, as it is written there."""
+"""The instructions of docs/quickstart.md work exactly as written."""
 
 from __future__ import annotations
 

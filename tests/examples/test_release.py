@@ -1,4 +1,4 @@
-"""A release, built and checked as `scripts/release` does it."""
+"""A release, built and checked by `scripts/release`."""
 
 from __future__ import annotations
 

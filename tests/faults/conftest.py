@@ -1,4 +1,4 @@
-"""Fleets, and what their flows come to when nobody disturbs them."""
+"""Fleets of workers, and the expected results of their flows without faults."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Coordinators and a worker inside of the test's own program, on ports that fail where they are
-asked to. Hundreds of deaths a minute, none of them by chance."""
+"""Coordinators and a worker within the test's own process, on ports that fail at chosen points:
+hundreds of deterministic crashes per minute."""
 
 from __future__ import annotations
 

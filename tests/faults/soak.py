@@ -1,5 +1,5 @@
-"""What scripts/soak runs: one run after the other under random faults, until the time is over or
-there were enough of them. Each round has a seed of its own, which is printed; `--seed` repeats it.
+"""The program behind scripts/soak: runs under random faults, one after the other, for a given time
+or number of rounds. Each round prints its own seed; `--seed` repeats it.
 """
 
 from __future__ import annotations

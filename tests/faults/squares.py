@@ -1,4 +1,4 @@
-"""A wide flow that notes whatever begins, for tests that disturb it."""
+"""A wide flow that records the start of each task, for tests that disturb it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all rest on goes away and comes back: the broker, the database, S3."""
+"""The broker, the database and S3 become unavailable and come back."""
 
 from __future__ import annotations
 

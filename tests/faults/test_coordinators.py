@@ -1,4 +1,4 @@
-"""Two coordinators on one run, and clocks that jump under one."""
+"""Two coordinators on one run, and coordinators whose clock jumps."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The coordinator dies, or a call of its fails, at every point where it touches what lasts: before
-the call, after it, in its middle. The next coordinator ends the run as if nothing had been."""
+"""The coordinator crashes, or one of its calls fails, at every access to durable state: before the
+call, after it, in the middle. The next coordinator finishes the run as if nothing had happened."""
 
 from __future__ import annotations
 

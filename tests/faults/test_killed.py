@@ -1,5 +1,5 @@
-"""kill -9 of workers and of the coordinator, again and again, while 500 tasks run over PostgreSQL
-and S3: the run ends as if nothing had been."""
+"""kill -9 of workers and of the coordinator, repeatedly, while 500 tasks run with PostgreSQL and
+S3: the run finishes as if nothing had happened."""
 
 from __future__ import annotations
 

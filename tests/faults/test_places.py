@@ -1,4 +1,4 @@
-"""Machines with odd folders, no home, few descriptors."""
+"""Machines with unusual folders, without a home folder, with few descriptors."""
 
 from __future__ import annotations
 

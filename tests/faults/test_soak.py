@@ -1,5 +1,5 @@
-"""The public chaos tool: a run under random faults of every kind keeps all promises, and a broken
-promise is reported with its seed."""
+"""The public chaos tool: a run under random faults of all kinds satisfies all invariants, and a
+violated invariant is reported with its seed."""
 
 from __future__ import annotations
 

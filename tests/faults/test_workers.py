@@ -1,4 +1,4 @@
-"""Workers that sleep too long, that a task kills, that are to end, that have no room."""
+"""Workers that are suspended, killed by a task or asked to stop, or whose disk is full."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real flows, run by the real command line in real processes, and the checker for after them."""
+"""Real flows, run by the real command line in real processes, and the checks after each test."""
 
 from __future__ import annotations
 

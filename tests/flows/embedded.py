@@ -1,4 +1,4 @@
-"""Coordinators inside of the test's own program, and the flow that they run."""
+"""Coordinators within the test's own process, and the flow that they run."""
 
 from __future__ import annotations
 

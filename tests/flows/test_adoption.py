@@ -1,4 +1,4 @@
-"""Runs whose coordinator was killed, and that another one goes on with."""
+"""Runs whose coordinator was killed, and that another one continues."""
 
 from __future__ import annotations
 

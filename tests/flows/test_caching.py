@@ -1,4 +1,4 @@
-"""`@cache`, `run --cache`, `run --dry-run` and `explain`: what has not changed is not run again."""
+"""`@cache`, `run --cache`, `run --dry-run` and `explain`: unchanged steps do not run again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Secrets are planted wherever there may be some; afterwards nobody else has them."""
+"""Secrets are planted in every possible place; afterwards they must be nowhere else."""
 
 from __future__ import annotations
 

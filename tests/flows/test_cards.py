@@ -1,4 +1,4 @@
-"""@card: pages that steps leave, and the commands and functions that find them."""
+"""@card: the pages that steps produce, and the commands and functions to find them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Workers inside of real clusters of Dask and Ray: they serve the queue, are replaced with their
-nodes, and end with the command that keeps them. Ray is tested where it is installed."""
+"""Workers in real clusters of Dask and Ray: they serve the queue, are replaced if their node is
+lost, and exit with the command that started them. Ray is tested only if it is installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The code of runs: kept with each, shown, compared, and got back."""
+"""The code packages of runs: stored with each run, shown, compared and downloaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options of the command line, wherever they may stand, and what it says to bad input."""
+"""Options of the command line in every position, and the errors for invalid input."""
 
 from __future__ import annotations
 

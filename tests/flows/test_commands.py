@@ -1,4 +1,4 @@
-"""The command line as people use it: real processes, exit codes, what is on which stream."""
+"""The command line in real processes: exit codes, stdout and stderr."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that say `import metaflow` run on aflow: without Metaflow, or with --compat."""
+"""Flow files that use `import metaflow` run on aflow: without Metaflow, or with --compat."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Config, IncludeFile and choices: values that a flow is read or started with."""
+"""Config, IncludeFile and choices: values that a flow is defined or started with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`aflow configure`, `aflow tutorials` and `aflow init`, as users call them."""
+"""`aflow configure`, `aflow tutorials` and `aflow init`, through the command line."""
 
 from __future__ import annotations
 

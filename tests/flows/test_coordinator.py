@@ -1,4 +1,4 @@
-"""The coordinator inside of somebody else's program."""
+"""The coordinator embedded in another program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Step decorators and mutators that users write."""
+"""Custom step decorators and mutators."""
 
 from __future__ import annotations
 

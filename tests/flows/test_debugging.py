@@ -1,4 +1,4 @@
-"""A step that is debugged: `--debug STEP` lends it the terminal; without it a sentence says so."""
+"""Debugging a step: `--debug STEP` gives it the terminal; otherwise breakpoint() is an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The decorators, run for real."""
+"""The step decorators in real runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flows that cannot be defined: one sentence with the line, however they are started."""
+"""Invalid flow definitions: one sentence with the line, for every way to start the flow."""
 
 from __future__ import annotations
 

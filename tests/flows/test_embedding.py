@@ -1,4 +1,4 @@
-"""What a coordinator owes the program that it lives in: order at its door, and no trace of it."""
+"""An embedded coordinator: admission of runs, cancellation, no side effects on the program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps with packages of their own: solved, built, run, kept, and what goes wrong."""
+"""Steps with their own packages: resolved, built, run, cached, and the errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Functions that are called when a run has ended."""
+"""Functions that are called after the end of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes wrong in a step, or around it: one sentence, the right code, nothing left over."""
+"""Failures in and around steps: one sentence, the right exit code, nothing left over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decorators of whole flows, through the command line."""
+"""Decorators of flows, through the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gangs: all members run at once and know of each other."""
+"""Gangs: all members run at the same time and know each other."""
 
 from __future__ import annotations
 

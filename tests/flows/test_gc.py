@@ -1,4 +1,4 @@
-"""`aflow gc`: runs go, and then what nothing refers to, beside concurrent writers."""
+"""`aflow gc`: deletes runs, then unreferenced objects, while other processes write."""
 
 from __future__ import annotations
 

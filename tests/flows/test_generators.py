@@ -1,4 +1,4 @@
-"""A foreach over an iterator of unknown length: its items are stored as they come."""
+"""A foreach over an iterator of unknown length: its items are stored as they are produced."""
 
 from __future__ import annotations
 

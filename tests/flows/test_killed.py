@@ -1,4 +1,4 @@
-"""kill -9 of task processes at random moments: the run goes on, and ends as if nothing had been."""
+"""kill -9 of task processes at random times: the run finishes as if nothing had happened."""
 
 from __future__ import annotations
 

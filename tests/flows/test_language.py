@@ -1,4 +1,4 @@
-"""The language, run for real: what each kind of step does and leaves."""
+"""The flow language in real runs: the behaviour and results of each kind of step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step can see and do, and what the language forbids, through the real command line."""
+"""What a step can access and do, and what is forbidden, through the real command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flows that are written in cells of a notebook."""
+"""Flows that are defined in cells of a notebook."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Runs without what Linux alone has: /proc, pidfd, prctl, memfd, waitid, SOCK_SEQPACKET. That is
-taken from all Pythons of a run (tests/support/without_linux): what is used instead is for macOS."""
+"""Runs without Linux-only features: /proc, pidfd, prctl, memfd, waitid, SOCK_SEQPACKET. All
+processes of a run lack them (tests/support/without_linux): their replacements are for macOS."""
 
 from __future__ import annotations
 

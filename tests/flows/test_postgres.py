@@ -1,4 +1,4 @@
-"""Runs whose metadata is in PostgreSQL, through the command line and the client."""
+"""Runs with metadata in PostgreSQL, through the command line and the client."""
 
 from __future__ import annotations
 

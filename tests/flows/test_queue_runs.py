@@ -1,4 +1,4 @@
-"""Runs whose tasks are run by workers of a queue: real workers, real kills, real signals."""
+"""Runs whose tasks are executed by workers of a queue: real workers, real kills, real signals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`resume --reentrant`: of several callers one makes the run, and all get its end."""
+"""`resume --reentrant`: one of several callers starts the run, and all get its result."""
 
 from __future__ import annotations
 

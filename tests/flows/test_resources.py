@@ -1,4 +1,4 @@
-"""Steps that say what they need of a machine: slots, GPUs of their own, threads, memory."""
+"""Steps with resource requirements: slots, exclusive GPUs, threads, memory."""
 
 from __future__ import annotations
 

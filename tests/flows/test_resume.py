@@ -1,4 +1,4 @@
-"""`resume`: what a run has finished is taken over, by whatever way the run came to its end."""
+"""`resume`: finished tasks of a run are reused, however the run ended."""
 
 from __future__ import annotations
 

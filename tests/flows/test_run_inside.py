@@ -1,4 +1,4 @@
-"""`aflow.run` and `aflow.arun`: a flow inside of the program that calls them."""
+"""`aflow.run` and `aflow.arun`: a flow within the calling program."""
 
 from __future__ import annotations
 

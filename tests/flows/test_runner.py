@@ -1,4 +1,4 @@
-"""Runner: the commands of a flow file, for programs."""
+"""Runner: the Python API for the commands of a flow file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`S3(run=self)` inside of a flow, and `S3(run=Run(...))` after it, by Metaflow's names."""
+"""`S3(run=self)` in a flow, and `S3(run=Run(...))` after it, through Metaflow's names."""
 
 from __future__ import annotations
 

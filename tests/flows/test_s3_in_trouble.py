@@ -1,4 +1,4 @@
-"""Whole runs whose datastore is S3 with faults, and what a task costs in requests."""
+"""Complete runs on S3 with faults, and the number of requests per task."""
 
 from __future__ import annotations
 

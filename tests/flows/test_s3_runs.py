@@ -1,4 +1,4 @@
-"""Runs whose artifacts are in S3, by the real command line, on a stand-in."""
+"""Runs with artifacts in S3, through the real command line, on a stand-in."""
 
 from __future__ import annotations
 

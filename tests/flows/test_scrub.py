@@ -1,4 +1,4 @@
-"""`logs scrub`: what was printed by mistake is nowhere any more."""
+"""`logs scrub`: output that was printed by mistake is removed everywhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""@secrets, and decorators that ask for what a local run has not: packages, Batch, Kubernetes."""
+"""@secrets, and decorators for what local runs do not support: packages, Batch, Kubernetes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""@secrets from AWS Secrets Manager, on a stand-in that keeps secrets for real."""
+"""@secrets from AWS Secrets Manager, on a stand-in that stores secrets."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The configuration that Metaflow's users have: each of its keys does what it says, in every place
-that settings are read from, under both names."""
+"""Metaflow's configuration keys: each has its effect, from every source of settings and under both
+names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`spin`: one step again, alone, on the inputs that it had in an earlier run."""
+"""`spin`: rerun one step alone, on its inputs of an earlier run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs on a terminal: what a person sees of them, as the screen of an emulated terminal has it."""
+"""Runs on a terminal: what the user sees, read from the screen of a terminal emulator."""
 
 from __future__ import annotations
 

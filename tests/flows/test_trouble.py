@@ -1,4 +1,4 @@
-"""Trouble that a step makes, or meets: its neighbours and the next task are unharmed."""
+"""Steps that cause or meet trouble: other tasks are not affected."""
 
 from __future__ import annotations
 

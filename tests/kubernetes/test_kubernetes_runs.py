@@ -1,6 +1,6 @@
-"""Runs whose steps are jobs of Kubernetes, which really run as processes under a stand-in, with a
-folder in a volume as the datastore: they leave what local runs leave, whatever happens to their
-pods, to nodes, to the API server and to coordinators.
+"""Runs whose steps are jobs of Kubernetes on a stand-in that runs them as processes, with a folder
+in a volume as the datastore: their results equal those of local runs, even if pods, nodes, the API
+server or coordinators fail.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""What Kubernetes alone does with jobs, beyond what all job systems promise (test_job_systems.py):
-pods that run as processes under a stand-in."""
+"""Features of the job system for Kubernetes beyond the contract (test_job_systems.py): pods run as
+processes of a stand-in."""
 
 from __future__ import annotations
 

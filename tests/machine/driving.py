@@ -1,4 +1,4 @@
-"""Drives a machine by hand, and checks what holds after every event."""
+"""Drives a machine event by event, and checks the invariants after each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Graphs for tests: written by hand in a line a step, or drawn at random."""
+"""Graphs for tests: written with one line per step, or generated at random."""
 
 from __future__ import annotations
 

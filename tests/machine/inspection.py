@@ -1,4 +1,4 @@
-"""Looks into a run's machine: its snapshot, its story, and whether it agrees with itself."""
+"""Inspects a run's machine: its snapshot, its history, and its internal consistency."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""As much of the language of Step Functions as state machines of flows have, carried out at once.
+"""An interpreter for the part of the Amazon States Language that the flows' state machines use.
 
-Jobs and objects of a bucket are what the executing test says they are. What is not known here is
-an error: a machine that says more needs a test against a real interpreter.
+The test supplies the results of jobs and the objects of a bucket. Unsupported features are errors:
+a state machine that uses more must be tested on a real interpreter.
 """
 
 from __future__ import annotations

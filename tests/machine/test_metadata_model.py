@@ -1,4 +1,4 @@
-"""The metadata store in a file, the one in memory and a dictionary agree, whatever is done."""
+"""The file and memory metadata stores agree with a dictionary for any sequence of operations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random flows, driven at random: whatever happens when, the run keeps its promises."""
+"""Random flows with random events: in any order of events, the invariants of the run hold."""
 
 from __future__ import annotations
 

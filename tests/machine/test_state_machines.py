@@ -1,5 +1,5 @@
-"""Random flows as state machines of Step Functions: each does what a coordinator would do, task by
-task, and its jobs find the inputs that a coordinator would give them."""
+"""Random flows as state machines of Step Functions: each does the same as a coordinator, task by
+task, and its jobs find the inputs that a coordinator would pass to them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs that are wide: nothing is quadratic, and what has finished is forgotten."""
+"""Wide runs: no operation is quadratic, and finished tasks are dropped from memory."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""A world around a machine, and an independent idea of what the machine should do in it.
+"""A simulated environment of a machine, and an independent model of its correct behaviour.
 
-What steps do (how many items, which case) is a function of where the task is, so that the whole run
-can be computed beforehand by walking the graph, without any scheduling: `expected_visits`. While
-the run goes on, the world follows every task by its inputs alone and checks what it is launched
-with.
+The behaviour of steps (how many items, which case) is a function of the task's position. So the
+expected run can be computed in advance by walking the graph, without a scheduler:
+`expected_visits`. During the run, the world tracks every task by its inputs only, and checks the
+inputs with which it is launched.
 """
 
 from __future__ import annotations

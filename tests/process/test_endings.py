@@ -1,4 +1,4 @@
-"""Ends of processes: what Python's own end does is done, around `MyFlow()` and in tasks."""
+"""Exits of processes: all that Python's own exit does is done, in `MyFlow()` and in tasks."""
 
 from __future__ import annotations
 

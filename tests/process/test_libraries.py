@@ -1,7 +1,7 @@
 """Libraries of this field, used at module level and again in steps, in processes of each kind.
 
-What a library has begun when the file ran (threads, pools, connections) is each task's own, so that
-nothing hangs and no answer is another task's. A run that hangs fails its test.
+Resources that a library creates when the file runs (threads, pools, connections) are not shared
+between tasks: nothing hangs, and no task gets another's data. A run that hangs fails its test.
 """
 
 from __future__ import annotations

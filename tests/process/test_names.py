@@ -1,4 +1,4 @@
-"""Classes of a flow's own file: one name for all that write and read them, found everywhere."""
+"""Classes of a flow's own file have one name in all programs, and every program finds them."""
 
 from __future__ import annotations
 

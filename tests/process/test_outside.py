@@ -1,4 +1,4 @@
-"""What comes in from outside stays as it was: signals, streams, folders, what a program sets."""
+"""The environment of the program stays unchanged: signals, streams, folders, variables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A task's process is the user's program: what it sees is what the same file sees under Python."""
+"""A task's process looks like the user's program: it sees what the same file sees under Python."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is sent to servers by those who mean no good: names, archives, bodies, heads, tokens."""
+"""Malicious requests for tests of servers: names, archives, bodies, headers, tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real daemon, in a process of its own, on a free port."""
+"""The real daemon, in a separate process, on a free port."""
 
 from __future__ import annotations
 

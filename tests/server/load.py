@@ -1,12 +1,12 @@
-"""What a server takes from those who mean no good, for as long as one likes: the corpora of
-attacks.py, clients that read nothing, streams, connections that say nothing, packages, queries.
+"""A load test of a server with malicious clients, for any length of time: the corpora of
+attacks.py, clients that never read, streams, idle connections, packages, queries.
 
     scripts/load --seconds 3600 [--url URL --token TOKEN --pid PID]
 
-starts a server with two runs, unless there is one, and prints a line a minute and at the end: its
-memory now and at most, and the percentiles of how long /healthz took, asked four times a second by
-a process of its own. Exit status 1 if the memory is above 150 MB at the end, or the 99th percentile
-above 50 ms; the machine has to be quiet for the second one to say something of the server.
+It starts a server with two runs, unless --url is given, and prints one line per minute and at the
+end: the server's current and maximum memory, and the percentiles of the response time of /healthz,
+which a separate process requests four times per second. The exit status is 1 if the memory is above
+150 MB at the end, or the 99th percentile above 50 ms, which is significant only on an idle machine.
 """
 
 from __future__ import annotations

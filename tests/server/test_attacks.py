@@ -1,5 +1,5 @@
-"""The corpus of attacks.py against every route that the server's router has: each is refused in a
-sentence, nothing runs, nothing is written where it should not be, and the server stays well."""
+"""The corpus of attacks.py on every route of the server: each request is rejected in one sentence,
+nothing is executed or written outside the permitted folders, and the server stays healthy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests that cannot be done: each is refused with a sentence, and nothing runs."""
+"""Invalid requests: each is rejected with one sentence and has no effect."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What a server allows those who connect: how many, how long, how much; in this process, with
-bounds that are soon reached."""
+"""The server's limits for clients: number, duration and size; in this process, with small limits
+that are quickly reached."""
 
 from __future__ import annotations
 

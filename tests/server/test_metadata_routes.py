@@ -1,4 +1,4 @@
-"""The daemon answers the routes of the metadata service, too, behind its own door."""
+"""The daemon also serves the routes of the metadata service, with its own authentication."""
 
 from __future__ import annotations
 

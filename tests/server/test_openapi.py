@@ -1,4 +1,4 @@
-"""The OpenAPI document holds of the daemon. What every route refuses is in test_attacks.py."""
+"""The daemon conforms to the OpenAPI document. Rejected requests are tested in test_attacks.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flows that a server runs when they are due."""
+"""Flows that a server runs on a schedule."""
 
 from __future__ import annotations
 

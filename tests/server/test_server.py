@@ -1,4 +1,4 @@
-"""`aflow server` and `aflow submit`, as people use them."""
+"""`aflow server` and `aflow submit`, through the command line."""
 
 from __future__ import annotations
 

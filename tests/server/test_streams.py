@@ -1,4 +1,4 @@
-"""What a run of a server does and prints, while it goes on."""
+"""The events and output of a server's run, streamed while it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens that are made, shown once, and end."""
+"""Tokens: created, shown once, expired, revoked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the web UI reads and changes over HTTP: runs, tasks, logs, code, comparisons, a stream."""
+"""The HTTP API of the web UI: runs, tasks, logs, code, comparisons, a stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The service on a port of this machine, over each database that it can use."""
+"""The metadata service on a local port, with each database that it supports."""
 
 from __future__ import annotations
 

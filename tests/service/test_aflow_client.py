@@ -1,4 +1,4 @@
-"""aflow's own runs with `--metadata service`: run, resume, read; a service that goes away."""
+"""aflow's own runs with `--metadata service`: run, resume, read; a service that is unavailable."""
 
 from __future__ import annotations
 

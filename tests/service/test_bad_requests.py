@@ -1,4 +1,4 @@
-"""Whatever is sent, the answer is one sentence, and never 500."""
+"""For any invalid request, the response is one sentence and never has status 500."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A database that goes away, one that is not there, one of a newer aflow."""
+"""Databases that become unavailable, do not exist, or belong to a newer aflow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lists: pages, filters, answers that are streamed, and those that are not sent twice."""
+"""Lists: pages, filters, streamed responses, and conditional requests."""
 
 from __future__ import annotations
 

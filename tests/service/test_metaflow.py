@@ -1,4 +1,4 @@
-"""The unmodified Metaflow: it runs a flow against the service, resumes, tags, and reads it back.
+"""The unmodified Metaflow runs a flow with the service, resumes, tags, and reads it.
 
 `scripts/peer` installs Metaflow into .peer; without it these tests are skipped.
 """

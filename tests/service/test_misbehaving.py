@@ -1,5 +1,5 @@
-"""A service that answers 500 for a while, garbage, halves of answers, or does what was asked and
-does not say so: a run goes on, and nothing is lost or written twice."""
+"""A service that returns 500 for a while, garbage or truncated responses, or loses responses after
+committing: a run continues, and nothing is lost or written twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document holds of the service: whatever it allows is answered as it says."""
+"""The service conforms to its OpenAPI document: each allowed request gets such a response."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What aflow itself has recorded is listed by the routes of Metaflow's service, too."""
+"""The routes of Metaflow's service also list the runs that aflow itself has recorded."""
 
 from __future__ import annotations
 

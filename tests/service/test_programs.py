@@ -1,4 +1,4 @@
-"""Workers, logs and `aflow gc` where the metadata is in a service that wants a key."""
+"""Workers, logs and `aflow gc` with metadata in a service that requires a key."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""`--metadata service` with a service of Metaflow's own: runs are kept here, and registered
-there."""
+"""`--metadata service` with Metaflow's own service: runs are stored here and registered in the
+service."""
 
 from __future__ import annotations
 

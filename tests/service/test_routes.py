@@ -1,4 +1,4 @@
-"""Every route of Metaflow's service: bodies, answers and status codes."""
+"""Every route of Metaflow's service: bodies, responses and status codes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Runs whose steps are jobs of a real Slurm, with a shared folder as the datastore: they leave what
-local runs leave, whatever happens to their jobs, to nodes, to the controller and to coordinators.
+"""Runs whose steps are jobs of a real Slurm, with a shared folder as the datastore: their results
+equal those of local runs, even if jobs, nodes, the controller or coordinators fail.
 """
 
 from __future__ import annotations

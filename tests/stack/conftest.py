@@ -1,4 +1,4 @@
-"""A stack on moto, made once for all tests of it."""
+"""A CloudFormation stack on moto, created once for all tests that use it."""
 
 from __future__ import annotations
 

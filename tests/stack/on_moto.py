@@ -1,7 +1,7 @@
-"""The template on moto's CloudFormation, which makes most of it.
+"""The template on moto's CloudFormation, which supports most of it.
 
-What moto only warns of is left out and made by hand where something else needs it, and what it
-refuses is said as it takes it; all else is the template as it is.
+Resources that moto does not support are left out, and created directly if others need them.
+Properties that it rejects are rewritten. The rest of the template is unchanged.
 """
 
 from __future__ import annotations

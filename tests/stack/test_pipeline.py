@@ -1,4 +1,4 @@
-"""The pipeline of docs/cicd.md: its commands do what it says, in this order."""
+"""The pipeline of docs/cicd.md: its commands work in this order."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What a team does that comes to AWS, from its stack to a flow that runs every hour: on aflow's own
-stack, and on one of Metaflow's, with a metadata service of Metaflow's own.
+"""The path of a team that moves to AWS, from its stack to a flow that runs hourly: with aflow's own
+stack, and with one of Metaflow's and its metadata service.
 
-The stacks are made by CloudFormation, and all settings are taken from their outputs. What the
-stand-in for AWS has not is what listens at their addresses: metadata services of these tests do.
+CloudFormation creates the stacks, and all settings come from their outputs. The stand-in for AWS
+has no metadata service: the tests run one at the address in the outputs.
 """
 
 from __future__ import annotations

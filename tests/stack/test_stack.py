@@ -1,4 +1,4 @@
-"""A stack made of the template on a stand-in for AWS: its outputs are settings that work."""
+"""A stack created from the template on a stand-in for AWS: its outputs are working settings."""
 
 from __future__ import annotations
 

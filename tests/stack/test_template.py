@@ -1,4 +1,4 @@
-"""The CloudFormation template: valid, explained, and with no more rights than it needs."""
+"""The CloudFormation template is valid and documented, and grants no unnecessary permissions."""
 
 from __future__ import annotations
 

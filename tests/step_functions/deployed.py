@@ -1,4 +1,4 @@
-"""Flows that are deployed in tests: their commands, and how their runs went."""
+"""Flows that tests deploy: their commands, and the results of their executions."""
 
 from __future__ import annotations
 

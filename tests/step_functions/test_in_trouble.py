@@ -1,5 +1,5 @@
-"""What happens to the jobs of deployed flows is survived, or reported: a machine that goes away,
-AWS that is busy, a job that somebody stops, a step and a run that take too long."""
+"""Failures of the jobs of deployed flows are survived or reported: a lost machine, throttling, a
+terminated job, timeouts of a step and of a run."""
 
 from __future__ import annotations
 

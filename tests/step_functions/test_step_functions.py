@@ -1,5 +1,5 @@
-"""Flows deployed to Step Functions, whose jobs really run: their artifacts are those of local runs,
-and a failed one goes on where it has failed."""
+"""Flows deployed to Step Functions, whose jobs really run: their artifacts equal those of local
+runs, and a failed execution can be resumed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The pages of the web UI in a real browser: headless Chromium, driven by WebDriver.
 
-Every page is opened at three widths, in light and dark, and checked by axe; runs are followed,
-cancelled, resumed and compared by clicks; hostile names, logs and messages stay text.
+Every page is opened at three widths, in light and dark mode, and checked by axe. Runs are followed,
+cancelled, resumed and compared by clicks. Malicious names, logs and messages are displayed as text.
 """
 
 from __future__ import annotations

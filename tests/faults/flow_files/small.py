@@ -1,4 +1,4 @@
-"""A flow with all that a coordinator has to decide: a foreach, a retry, a join, branches."""
+"""A flow that exercises all decisions of a coordinator: a foreach, a retry, a join, branches."""
 
 import os
 

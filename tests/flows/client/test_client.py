@@ -1,4 +1,4 @@
-"""The client on what real runs have left."""
+"""The client on the results of real runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All that the objects of the client have, on one real run of everything."""
+"""All attributes of the client's objects, on one real run that has everything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`aflow runs` and `aflow status`: what is recorded here, as people and programs see it."""
+"""`aflow runs` and `aflow status`: lists of recorded runs, as text and as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `tag`, as people and programs use it."""
+"""The command `tag`, used interactively and by programs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What the end of a process can do: each function leaves something behind that Python's own end
-deals with. `effects.py KIND FOLDER` lets each of them happen in a forked process, in a folder of
-its own, that ends by KIND: `python` is Python's own end, `raised` is Leave of
-aflow._core.ending, `at once` is os._exit.
+"""Side effects of the end of a process: each function causes something that Python's own exit
+handles. `effects.py KIND FOLDER` runs each of them in a forked process, in a separate folder, that
+exits by KIND: `python` is Python's normal exit, `raised` is Leave of aflow._core.ending, and
+`at once` is os._exit.
 """
 
 import asyncio

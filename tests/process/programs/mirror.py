@@ -1,4 +1,4 @@
-"""A program that writes down what it sees of its process, before its flow's call and in steps."""
+"""A program that records what it sees of its process, before its flow's call and in steps."""
 
 import json
 import os

@@ -1,6 +1,5 @@
-"""Lets each effect of effects.py happen as in a task: in a process that is forked from one that has
-none of the file's own objects, runs the whole file there, and leaves by `leave` of
-aflow._core.ending."""
+"""Runs each effect of effects.py as in a task: in a fork of a process that has none of the file's
+objects. The fork executes the whole file, and exits through `leave` of aflow._core.ending."""
 
 import gc
 import os

@@ -1,4 +1,4 @@
-"""What the outputs of a stack mean as settings."""
+"""The settings that are derived from the outputs of a CloudFormation stack."""
 
 from __future__ import annotations
 

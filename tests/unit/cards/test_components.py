@@ -1,4 +1,4 @@
-"""The components of cards: what they show, escaped, with nothing from outside."""
+"""The components of cards: their HTML is escaped and refers to no external resources."""
 
 from __future__ import annotations
 

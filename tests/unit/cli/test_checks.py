@@ -1,4 +1,4 @@
-"""What is said before a run, with each tool that may be there to look at the code."""
+"""The checks before a run: the graph, and each linter that may be installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`aflow completion`: what shells are given, and what they are answered."""
+"""`aflow completion`: the scripts for shells, and the completions that they get."""
 
 from __future__ import annotations
 

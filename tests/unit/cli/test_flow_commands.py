@@ -1,4 +1,4 @@
-"""The commands of a flow, up to the point where one of them begins to work."""
+"""The commands of a flow, up to the point where they start to work."""
 
 from __future__ import annotations
 

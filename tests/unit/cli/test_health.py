@@ -1,4 +1,4 @@
-"""What a container is asked every few seconds: whether what runs in it is well."""
+"""The health check of containers."""
 
 from __future__ import annotations
 

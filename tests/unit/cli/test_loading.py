@@ -1,4 +1,4 @@
-"""From a word on the command line to a flow class, or to the sentence that says why not."""
+"""Loading the flow class that an argument of the command line names, and the errors."""
 
 from __future__ import annotations
 

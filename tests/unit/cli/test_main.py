@@ -1,4 +1,4 @@
-"""The words of the command line: which is the command, which the flow, which the rest."""
+"""Parsing the arguments of the command line: the command, the flow, and the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what went wrong to a sentence and an exit code."""
+"""The messages and exit codes of errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bars at the foot of the terminal: what they count and say, and that the log is whole."""
+"""The progress bars at the bottom of the terminal: their counts and texts, and an intact log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run looks like: fixed events, and the very bytes that they become."""
+"""The log of a run: fixed events, and the exact bytes that are printed for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of what has run here."""
+"""The table of runs."""
 
 from __future__ import annotations
 

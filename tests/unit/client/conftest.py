@@ -1,4 +1,4 @@
-"""A client that looks at records in memory, and forgets them afterwards."""
+"""A client on records in memory, which are dropped after each test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records that somebody has damaged: each is shown as far as it can be, and hides no other."""
+"""Damaged records: each is displayed as far as possible, and hides no other record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What notebooks show: what one looks for first, escaped, of bounded size, without loading."""
+"""The representations in notebooks: relevant facts, escaped, bounded, without loading values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a task left, printed and went through, as the client tells it."""
+"""A task's artifacts, output and attempts, as the client returns them."""
 
 from __future__ import annotations
 

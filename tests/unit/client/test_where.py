@@ -1,4 +1,4 @@
-"""Where the client looks, and whose runs it shows."""
+"""Which metadata the client reads, and whose runs it lists."""
 
 from __future__ import annotations
 

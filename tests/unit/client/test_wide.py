@@ -1,4 +1,4 @@
-"""Wide steps: few queries, whatever the number of tasks, and never all of them in memory."""
+"""Wide steps: few queries for any number of tasks, and never all of them in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Functions over many items in several processes."""
+"""Functions that process many items in several processes."""
 
 from __future__ import annotations
 

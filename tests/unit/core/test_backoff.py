@@ -1,4 +1,4 @@
-"""How long is waited before another try, and when it is given up."""
+"""The delays between retries, and when retrying stops."""
 
 from __future__ import annotations
 

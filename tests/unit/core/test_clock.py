@@ -1,4 +1,4 @@
-"""Clocks that go on evenly though somebody sets the machine's."""
+"""Clocks that stay monotonic if the machine's clock is set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When cron expressions are due, checked against a walk from minute to minute."""
+"""The due times of cron expressions, compared with a search minute by minute."""
 
 from __future__ import annotations
 

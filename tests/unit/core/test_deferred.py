@@ -1,4 +1,4 @@
-"""Modules that are loaded when they are first used: what names them sees no difference."""
+"""Modules that are loaded on first use: the difference is invisible to their users."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is read of modules: their own statements alone, and no code of theirs runs."""
+"""Reading the statements of modules without executing their code."""
 
 from __future__ import annotations
 

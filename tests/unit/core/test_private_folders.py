@@ -1,4 +1,4 @@
-"""Folders in shared places are used only where they are the user's own, and closed to others."""
+"""Folders in shared places are used only if they belong to the user and are closed to others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A program that is the first process of a container goes on in a child, and loses nothing."""
+"""A program that is process 1 of a container continues in a child process and loses nothing."""
 
 from __future__ import annotations
 

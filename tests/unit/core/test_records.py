@@ -1,4 +1,4 @@
-"""Records that are cheap to define: what the originals of the standard library do, they do."""
+"""Records that are cheap to define behave like those of the standard library."""
 
 from __future__ import annotations
 

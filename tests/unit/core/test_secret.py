@@ -1,4 +1,4 @@
-"""A secret is not seen by accident."""
+"""Secrets are not displayed by accident."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a setting comes from, and what happens to one that cannot be used."""
+"""The sources of settings, and the errors for invalid values."""
 
 from __future__ import annotations
 

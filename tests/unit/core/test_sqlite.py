@@ -1,4 +1,4 @@
-"""Files of SQLite that several processes use: the clock of their leases, and transactions."""
+"""SQLite files that several processes use: the clock of their leases, and transactions."""
 
 from __future__ import annotations
 

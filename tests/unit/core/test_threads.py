@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own, and calls that are cancelled on their way to it."""
+"""An event loop in a separate thread, and calls that are cancelled before they start there."""
 
 from __future__ import annotations
 

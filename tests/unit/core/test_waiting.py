@@ -1,4 +1,4 @@
-"""What is waited for is said: after five seconds, and again each minute."""
+"""Long waits are reported: after five seconds, and then every minute."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Locks of environments: what they say, and what they refuse."""
+"""Locks of environments: their content, and their errors."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""aflow travels to jobs whose images lack it: what is packed, what a bare Python makes of it, and
-what it says where that cannot be."""
+"""aflow is shipped to jobs whose images lack it: what is packed, how a bare Python runs it, and
+the errors if it cannot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What steps ask for, and which locks this machine can use."""
+"""The package requirements of steps, and which locks this machine can use."""
 
 from __future__ import annotations
 

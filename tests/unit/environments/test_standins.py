@@ -1,4 +1,4 @@
-"""What stands in for compiled packages gives the same as they do."""
+"""The pure Python replacements of compiled packages return the same results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Crews of workers in clusters: what is decided, without a cluster."""
+"""Pools of workers in clusters: the logic that needs no cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How members of a gang on several machines find member 0, whichever of them begins again."""
+"""How members of a gang on several machines find member 0, even if some of them restart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reports of workers, in whatever order a queue delivers them."""
+"""Reports of workers, in any order in which a queue delivers them."""
 
 from __future__ import annotations
 

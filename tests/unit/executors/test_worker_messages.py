@@ -1,4 +1,4 @@
-"""How the events of a worker are put into messages."""
+"""How the events of a worker are grouped into messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fixture that makes flows from text."""
+"""The fixture that creates flows from source text."""
 
 from __future__ import annotations
 

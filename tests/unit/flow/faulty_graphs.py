@@ -1,4 +1,4 @@
-"""Flows whose steps are sound, but do not fit together; see test_lint.py."""
+"""Flows whose steps are valid, but whose graph is not; see test_lint.py."""
 
 from __future__ import annotations
 

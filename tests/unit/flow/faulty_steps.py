@@ -1,4 +1,4 @@
-"""Flows of which a single step is at fault; see test_lint.py."""
+"""Flows with one invalid step; see test_lint.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flows from source text, with known line numbers, and a context to run their steps in."""
+"""Flows from source text, with known line numbers, and a context to run their steps."""
 
 from __future__ import annotations
 

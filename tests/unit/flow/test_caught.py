@@ -1,4 +1,4 @@
-"""The record of an exception can be stored, whatever the exception is."""
+"""The record of an exception can be stored for any exception."""
 
 from __future__ import annotations
 

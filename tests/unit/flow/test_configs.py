@@ -1,4 +1,4 @@
-"""Configs: values that cannot be changed, expressions of them, and how they are declared."""
+"""Configs: immutable values, expressions of them, and how they are declared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`current` tells each task about itself, and about no other."""
+"""`current` describes each task to itself, and never another task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Step decorators that users write: how they are declared, made, put on steps and found by name."""
+"""Custom step decorators: how they are declared, created, applied to steps and found by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The step decorators check their options, and can be put on from the source and from outside."""
+"""Step decorators validate their options, and are applied in the source or from outside."""
 
 from __future__ import annotations
 

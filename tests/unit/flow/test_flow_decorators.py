@@ -1,4 +1,4 @@
-"""The flow decorators check their options, stand on classes, and are inherited."""
+"""Flow decorators validate their options, apply to classes, and are inherited."""
 
 from __future__ import annotations
 

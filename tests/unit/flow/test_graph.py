@@ -1,4 +1,4 @@
-"""The graph as plain data: its levels, its outline, and what Metaflow's graph says of it."""
+"""The graph as plain data: its levels, its outline, and the names of Metaflow's graph."""
 
 from __future__ import annotations
 

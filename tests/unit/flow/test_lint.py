@@ -1,4 +1,4 @@
-"""One tiny flow for each rule of the graph; every fault is reported with file and line."""
+"""One tiny flow for each rule of the graph; every error is reported with file and line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""merge_artifacts: what is taken from which input, and what has to be settled first."""
+"""merge_artifacts: which input each value is taken from, and which conflicts are errors."""
 
 from __future__ import annotations
 

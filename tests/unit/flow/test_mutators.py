@@ -1,4 +1,4 @@
-"""Mutators: what they see of a flow, what they may change, and when."""
+"""Mutators: what they can read of a flow, what they may change, and when."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parameters: their types, their defaults, and the values that a run gets."""
+"""Parameters: their types, their defaults, and the values of a run."""
 
 from __future__ import annotations
 

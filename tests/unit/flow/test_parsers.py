@@ -1,4 +1,4 @@
-"""What the shipped parsers make of files."""
+"""The parsers of config files that aflow includes."""
 
 from __future__ import annotations
 

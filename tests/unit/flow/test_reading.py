@@ -1,4 +1,4 @@
-"""What is read from a flow class: its members, and the graph in the source of its steps."""
+"""Reading a flow class: its members, and the graph in the source of its steps."""
 
 from __future__ import annotations
 

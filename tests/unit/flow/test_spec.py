@@ -1,4 +1,4 @@
-"""What a step can do with self: artifacts, transitions, and what it may not do."""
+"""The uses of self in a step: artifacts, transitions, and errors."""
 
 from __future__ import annotations
 

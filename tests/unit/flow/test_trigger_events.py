@@ -1,4 +1,4 @@
-"""What a run can ask about what started it."""
+"""The information that a run has on the event that started it."""
 
 from __future__ import annotations
 

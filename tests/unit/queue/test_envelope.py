@@ -1,4 +1,4 @@
-"""Messages are sealed and opened; what was forged or damaged is refused before it is read."""
+"""Messages are signed and opened; forged or damaged ones are rejected before they are parsed."""
 
 from __future__ import annotations
 

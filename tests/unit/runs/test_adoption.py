@@ -1,4 +1,4 @@
-"""Runs that cannot be gone on with, and descriptions of runs that cannot be read."""
+"""Runs that cannot be continued, and unreadable descriptions of runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that only takes over: what is known is let through and nothing else, and it ends."""
+"""A run that only reuses results: known tasks are taken over, unknown ones ignored, and it ends."""
 
 from __future__ import annotations
 

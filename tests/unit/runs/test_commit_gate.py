@@ -1,4 +1,4 @@
-"""What a run has done is committed in order, whatever takes long."""
+"""The results of a run are committed in order, even if some writes take long."""
 
 from __future__ import annotations
 

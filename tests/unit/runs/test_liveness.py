@@ -1,4 +1,4 @@
-"""Whether anybody drives a run is known by its lease, whichever way it is driven."""
+"""Whether a run is being driven is determined by its lease, for every way to drive it."""
 
 from __future__ import annotations
 

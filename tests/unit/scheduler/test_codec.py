@@ -1,4 +1,4 @@
-"""Events and inputs survive being bytes; what is damaged or too new says so."""
+"""Events and inputs survive serialization; damaged or too new ones raise errors."""
 
 from __future__ import annotations
 

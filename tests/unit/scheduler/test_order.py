@@ -1,4 +1,4 @@
-"""What starts when: bounds, order, numbers."""
+"""The start of tasks: limits, order, numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Policies: what they refuse, how they are stored, how they are read off a flow."""
+"""Policies: their validation, their serialization, and how they are derived from a flow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A machine rebuilt from its journal is the machine that wrote it."""
+"""A machine that is rebuilt from its journal equals the machine that wrote it."""
 
 from __future__ import annotations
 

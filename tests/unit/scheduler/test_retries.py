@@ -1,4 +1,4 @@
-"""Failures, losses, interruptions, and what is tried again."""
+"""Failures, losses, interruptions, and retries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may start on one machine, decided without any."""
+"""Which tasks may start on one machine, tested without a machine."""
 
 from __future__ import annotations
 

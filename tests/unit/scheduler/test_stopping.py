@@ -1,4 +1,4 @@
-"""Runs that fail or are cancelled: what is live may end, nothing new starts, one end."""
+"""Runs that fail or are cancelled: running tasks may finish, no others start, the run ends once."""
 
 from __future__ import annotations
 

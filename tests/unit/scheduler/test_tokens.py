@@ -1,4 +1,4 @@
-"""What follows what: steps in a line, splits, foreach, switches, joins and their inputs."""
+"""The order of tasks: linear steps, splits, foreach, switches, joins and their inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Transitions and graphs that cannot be followed."""
+"""Invalid transitions and graphs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Background tasks of a server: what becomes of one that fails, or ends."""
+"""Background tasks of a server that fail or finish."""
 
 from __future__ import annotations
 

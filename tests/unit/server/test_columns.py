@@ -1,4 +1,4 @@
-"""Tasks as columns: read once, brought up to date, encoded, sorted."""
+"""Tasks as columns: read once, updated, encoded, sorted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The filter words of a list of runs."""
+"""The filter terms for a list of runs."""
 
 from __future__ import annotations
 

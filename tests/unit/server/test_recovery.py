@@ -1,4 +1,4 @@
-"""What is done with an orphaned run: how often its recovery is tried, and when it is given up."""
+"""Recovery of orphaned runs: how often it is tried, and when it is given up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a schedule has to do now."""
+"""The actions of a schedule at a given time."""
 
 from __future__ import annotations
 

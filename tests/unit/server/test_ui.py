@@ -1,4 +1,4 @@
-"""The pages as files: where the build could not bring their libraries."""
+"""The pages as files, if the build could not include their libraries."""
 
 from __future__ import annotations
 

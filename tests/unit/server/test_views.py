@@ -1,4 +1,4 @@
-"""What pages show, read from the metadata and the datastore."""
+"""The data of the pages, read from the metadata and the datastore."""
 
 from __future__ import annotations
 

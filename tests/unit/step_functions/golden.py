@@ -1,4 +1,4 @@
-"""Writes the state machines that golden/ keeps: `python -m tests.unit.step_functions.golden`."""
+"""Writes the state machines in golden/: `python -m tests.unit.step_functions.golden`."""
 
 from __future__ import annotations
 

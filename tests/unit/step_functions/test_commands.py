@@ -1,4 +1,4 @@
-"""`step-functions create --only-json`: what each option makes of the machine, without AWS."""
+"""`step-functions create --only-json`: how options change the state machine, without AWS."""
 
 from __future__ import annotations
 

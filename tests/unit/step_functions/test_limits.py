@@ -1,4 +1,4 @@
-"""What a state machine cannot hold is refused in words, before AWS does so in others."""
+"""Flows that exceed the limits of state machines are rejected before they are sent to AWS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flows as state machines: what was agreed on, and what cannot be compiled."""
+"""Flows as state machines: the golden files, and flows that cannot be compiled."""
 
 from __future__ import annotations
 

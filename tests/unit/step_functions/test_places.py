@@ -1,4 +1,4 @@
-"""Numbers of tasks that follow from where the tasks stand."""
+"""Numbers of tasks that are computed from their positions in the graph."""
 
 from __future__ import annotations
 

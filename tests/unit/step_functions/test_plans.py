@@ -1,4 +1,4 @@
-"""Names, tokens, chances and definitions of jobs: what is decided before anybody is asked."""
+"""Names, tokens, attempts and job definitions: the plan of a deployment, without requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What starts a deployed flow, and what an execution gets by it."""
+"""The triggers of a deployed flow, and the input that they give to an execution."""
 
 from __future__ import annotations
 

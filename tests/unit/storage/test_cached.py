@@ -1,4 +1,4 @@
-"""Copies of blobs on disk: never wrong, never too many."""
+"""The cache of blobs on disk: never wrong, never too large."""
 
 from __future__ import annotations
 

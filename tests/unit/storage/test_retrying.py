@@ -1,4 +1,4 @@
-"""A store that fails now and then: calls are made again, and nothing is done twice."""
+"""A store with intermittent failures: calls are retried, and no effect happens twice."""
 
 from __future__ import annotations
 

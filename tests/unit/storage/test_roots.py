@@ -1,4 +1,4 @@
-"""Roots: what holders of code and data declare in the store, so that `gc` leaves it alone."""
+"""GC roots: what holders of code and data declare in the store, so that `gc` keeps it."""
 
 from __future__ import annotations
 

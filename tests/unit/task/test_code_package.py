@@ -1,4 +1,4 @@
-"""The code package: which files it holds, and that it is the same for the same code."""
+"""The code package: which files it contains, and that equal code gives an equal package."""
 
 from __future__ import annotations
 

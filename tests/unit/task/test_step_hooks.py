@@ -1,4 +1,4 @@
-"""Decorators that act around a step: in which order, and what their failures mean."""
+"""Decorators with code before and after a step: their order, and the effect of their failures."""
 
 from __future__ import annotations
 

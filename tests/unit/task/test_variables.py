@@ -1,4 +1,4 @@
-"""Environment variables that are held by several steps of a process."""
+"""Environment variables that several steps of a process set at the same time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`run_step`: a step as a function, with what a real run would do around it."""
+"""`run_step`: a step as a function, with everything that a real run does around it."""
 
 from __future__ import annotations
 

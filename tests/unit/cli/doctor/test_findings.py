@@ -1,4 +1,4 @@
-"""What answers mean: decided without asking anybody."""
+"""How the doctor interprets the responses of services, tested without requests."""
 
 from __future__ import annotations
 

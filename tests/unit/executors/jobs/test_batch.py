@@ -1,4 +1,4 @@
-"""Jobs of AWS Batch: what is decided without asking AWS."""
+"""Jobs of AWS Batch: the logic that needs no requests to AWS."""
 
 from __future__ import annotations
 

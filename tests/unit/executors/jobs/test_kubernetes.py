@@ -1,4 +1,4 @@
-"""Jobs of Kubernetes: what is decided without asking a cluster, and manifests."""
+"""Jobs of Kubernetes: manifests, and the logic that needs no requests to a cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What asks a job system how jobs are goes on, whatever it is answered."""
+"""Polling a job system for the states of jobs continues after any response."""
 
 from __future__ import annotations
 

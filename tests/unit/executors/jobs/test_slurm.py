@@ -1,4 +1,4 @@
-"""Jobs of Slurm: what is decided without asking Slurm."""
+"""Jobs of Slurm: the logic that needs no commands of Slurm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copies in Metaflow's format, as the collection of garbage sees them."""
+"""Copies in Metaflow's format during garbage collection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What modules of Metaflow offer to helpers of flows: tags, lines of logs, measures."""
+"""Metaflow's helper modules for flows: tags, log lines, measurements."""
 
 from __future__ import annotations
 

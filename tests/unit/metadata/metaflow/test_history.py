@@ -1,4 +1,4 @@
-"""What Metaflow has recorded, where some of it is damaged."""
+"""Metaflow's records, some of them damaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metaflow's formats: pickles with their buffers inside, logs, graphs."""
+"""Metaflow's formats: pickles with in-band buffers, logs, graphs."""
 
 from __future__ import annotations
 

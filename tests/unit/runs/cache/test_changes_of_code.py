@@ -1,8 +1,8 @@
 # ruff: noqa: E501 -- each way to hold a value is one line of a table
-"""Whatever holds a value, in the code that a step reaches: another value is another fingerprint.
+"""Values in the code of a step, in every construct: another value changes the fingerprint.
 
-Each way to hold one is given the expression of the one inside of it, so that they can be put into
-one another; hypothesis chooses which.
+Each construct gets the expression of the nested one, so that they can be combined; hypothesis
+generates the combinations.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a step declares of its environment, for the cache."""
+"""The part of a step's environment that is in its cache key."""
 
 from __future__ import annotations
 

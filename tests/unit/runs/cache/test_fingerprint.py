@@ -1,4 +1,4 @@
-"""The fingerprint of a step changes with what its code can reach, and with nothing else."""
+"""The fingerprint of a step changes if the code that it can reach changes, and only then."""
 
 from __future__ import annotations
 

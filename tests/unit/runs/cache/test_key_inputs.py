@@ -1,4 +1,4 @@
-"""What differs between two bases is said in words."""
+"""Descriptions of the difference between two cache keys."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""AWS, for all that calls it: sessions, credentials, and what its refusals mean.
+"""Sessions, credentials and error codes of AWS.
 
-Importing it raises MissingExtra where the libraries are not installed.
+Importing this module raises MissingExtra if aiobotocore is not installed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _BUSY = frozenset({
     "ServiceUnavailable", "SlowDown", "ThrottledException", "Throttling", "ThrottlingException",
     "TooManyRequestsException",
 })  # fmt: skip
-# Of credentials that are none, or none any more: all calls may go well with others.
+# Codes for invalid or expired credentials: the call may succeed with others.
 _EXPIRED = frozenset({
     "ExpiredToken", "ExpiredTokenException", "InvalidClientTokenId", "RequestExpired",
     "UnrecognizedClientException",
@@ -52,7 +52,7 @@ _DENIED = re.compile(
 
 
 class Refusal(NamedTuple):
-    """Why a service has turned a call down: its word for that, and its sentence."""
+    """The error response of a service: its code, message and HTTP status."""
 
     code: str
     said: str
@@ -60,7 +60,7 @@ class Refusal(NamedTuple):
 
     @classmethod
     def of(cls, error: Any) -> Self:
-        """Return what a service has said.
+        """Return the code, message and status of an error.
 
         Args:
             error: The ClientError of botocore.
@@ -72,12 +72,12 @@ class Refusal(NamedTuple):
 
     @property
     def is_busy(self) -> bool:
-        """Whether the same call may go well later."""
+        """Whether the same call may succeed later."""
         return self.code in _BUSY or self.status == 429 or self.status >= 500
 
     @property
     def has_expired(self) -> bool:
-        """Whether the credentials are not accepted, or not any more."""
+        """Whether the credentials are invalid or have expired."""
         return self.code in _EXPIRED
 
     @property
@@ -87,9 +87,11 @@ class Refusal(NamedTuple):
 
 
 class _ServiceLoader(Loader):  # type: ignore[misc]
-    """Knows the services that aflow calls, and what gives credentials for them. To find out which
-    of 400 services there are, it would look into the folder of each, three times, which takes
-    longer than reading what S3 is."""
+    """A loader with a fixed list of the services that aflow and its credential providers call.
+
+    The base class lists the folders of all 400 services three times, which takes longer than
+    loading the description of S3.
+    """
 
     def list_available_services(self, type_name: str) -> list[str]:
         return [
@@ -105,14 +107,14 @@ def _loader() -> Loader:
 
 
 def new_session(service: str, profile: str | None = None) -> AioSession:
-    """Return a session of asynchronous clients, with credentials as botocore finds them.
+    """Return a session for asynchronous clients, with the default credentials of botocore.
 
     Args:
-        service: The service, whose description is read here.
+        service: The service whose description is loaded.
         profile: The profile of AWS; None for the default one.
     """
     for kind in ("service-2", "endpoint-rule-set-1", "paginators-1"):
-        # Once a process: these are large files, and tasks that are forked find them read.
+        # Large files, which are loaded once in each process and inherited by forked tasks.
         _loader().load_service_model(service, kind)
     session = AioSession(profile=profile)
     session.register_component("data_loader", _loader())
@@ -120,20 +122,21 @@ def new_session(service: str, profile: str | None = None) -> AioSession:
 
 
 def blocking_session() -> Session:
-    """Return a session of clients whose calls block."""
+    """Return a session for clients with blocking calls."""
     session = Session()
     session.register_component("data_loader", _loader())
     return session
 
 
 def assume_role(session: Session, role: str, region: str | None) -> None:
-    """Let a blocking session have the credentials of a role, fetched again before they expire.
-    Raises what botocore does.
+    """Make a blocking session use the credentials of a role, which are refreshed automatically.
+
+    Exceptions of botocore are raised unchanged.
 
     Args:
-        session: The session, whose own credentials may assume the role.
+        session: The session, with credentials that can assume the role.
         role: The ARN of the role.
-        region: The region that is asked; None for the default one.
+        region: The region of STS; None for the default one.
     """
 
     def client(service: str, **options: Any) -> Any:
@@ -143,18 +146,18 @@ def assume_role(session: Session, role: str, region: str | None) -> None:
     if credentials is None:
         raise faults.NoCredentialsError
     fetcher = AssumeRoleCredentialFetcher(client, credentials, role)
-    # Here, since botocore logs a traceback where the role is refused when it is first needed.
+    # Fetch them now: later, botocore would log a traceback if the role cannot be assumed.
     fetcher.fetch_credentials()
     session._credentials = DeferredRefreshableCredentials(fetcher.fetch_credentials, "assume-role")
 
 
 async def assume_role_async(session: AioSession, role: str, region: str | None) -> None:
-    """Let a session of asynchronous clients have the credentials of a role; see `assume_role`.
+    """Make a session for asynchronous clients use the credentials of a role, like `assume_role`.
 
     Args:
-        session: The session, whose own credentials may assume the role.
+        session: The session, with credentials that can assume the role.
         role: The ARN of the role.
-        region: The region that is asked; None for the default one.
+        region: The region of STS; None for the default one.
     """
 
     def client(service: str, **options: Any) -> Any:

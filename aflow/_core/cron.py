@@ -1,17 +1,17 @@
-"""When a cron expression is due: AWS's six fields, and the five of Unix, in a time zone.
+"""Cron expressions with the six fields of AWS or the five of Unix, in a time zone.
 
     minutes hours day-of-month month day-of-week [year]
 
-Each is `*`, a number, a name (JAN, SUN), a range `1-5`, a step `0/15` or `*/15`, or a list of
-these. Days of the week are 1 to 7 from Sunday on; among five fields they are 0 to 6, as Unix has
-them (and 7, which is Sunday, too). `?` is `*` for one of the two fields of days.
-More of AWS's: `L` is the last day of a month, `5L` its last Thursday, `15W` the weekday next to the
-15th, `LW` the last weekday, `5#3` the third Thursday. Where both fields of days say something, a
-day that either of them means is meant, as Unix has it.
+Each field is `*`, a number, a name (JAN, SUN), a range `1-5`, a step `0/15` or `*/15`, or a list of
+these. With six fields the days of the week are 1 to 7, starting with Sunday; with five fields, as
+in Unix, they are 0 to 6 (7 is also Sunday). `?` means `*` in one of the two fields for days.
+Extensions of AWS: `L` is the last day of a month, `5L` its last Thursday, `15W` the weekday nearest
+to the 15th, `LW` the last weekday, `5#3` the third Thursday. If both fields for days are
+restricted, a day that matches either of them is due, as in Unix.
 
-A time that does not exist, since clocks are put forward over it, is left out; one that comes twice
-counts once, the first time: as EventBridge Scheduler does. Source of the syntax: the documentation
-of Amazon EventBridge, "Cron expressions".
+As in EventBridge Scheduler, a local time that does not exist because clocks are set forward is
+skipped, and one that occurs twice is due only the first time. The syntax is described under "Cron
+expressions" in the documentation of Amazon EventBridge.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ DayRule = Callable[[date], bool]
 
 
 class Cron(NamedTuple):
-    """An expression, read. `years` is None for all."""
+    """A parsed expression. `years` is None if all years match."""
 
     minutes: tuple[int, ...]
     hours: tuple[int, ...]
@@ -49,16 +49,16 @@ class Cron(NamedTuple):
 
 @lru_cache(1000)
 def parse(text: str) -> Cron:
-    """Parse a cron expression of AWS, of six fields, or one of Unix, of five.
+    """Parse a cron expression with the six fields of AWS or the five of Unix.
 
     Args:
-        text: The expression, as `0 12 ? * MON-FRI *`.
+        text: The expression, such as `0 12 ? * MON-FRI *`.
 
     Returns:
         The minutes, hours and days on which it is due.
 
     Raises:
-        InvalidInput: A field cannot be read; the error says which.
+        InvalidInput: If a field is invalid; the error names it.
     """
     minutes, hours, days, months, weekdays, years = fields_of_aws(text)
     return Cron(
@@ -71,13 +71,13 @@ def parse(text: str) -> Cron:
 
 
 def fields_of_aws(text: str) -> list[str]:
-    """Return the six fields that AWS has for an expression.
+    """Return the six fields of an expression in the syntax of AWS.
 
     Args:
-        text: Six fields of AWS, which are returned in capitals, or five of Unix.
+        text: Six fields of AWS, which are converted to upper case, or five fields of Unix.
 
     Raises:
-        InvalidInput: There are more or fewer fields, or a day of the week cannot be read.
+        InvalidInput: If the number of fields is wrong, or a day of the week is invalid.
     """
     fields = text.upper().split()
     if len(fields) == 5:
@@ -89,9 +89,9 @@ def fields_of_aws(text: str) -> list[str]:
 
 
 def _day_of_aws(text: str, item: str) -> str:
-    """An item of the days of the week as AWS has it, which counts them from 1."""
+    """Convert an item of Unix's days of the week to AWS, which counts them from 1."""
     if re.fullmatch(r"(\*|[A-Z]+(-[A-Z]+)?)(/\d+)?|\?|[A-Z]+#\d", item):
-        return item  # it names no day by its number
+        return item  # it has no numbered day
     if (found := re.fullmatch(r"([0-7])(L|#\d)", item)) is not None:
         return f"{int(found[1]) % 7 + 1}{found[2]}"
     numbers = _numbers(f"the days of the week of {text!r}", item, 0, 7, _UNIX_DAYS)
@@ -105,26 +105,27 @@ def zone_of(name: str | None) -> ZoneInfo:
         name: The name, such as `Europe/Berlin`; None is UTC.
 
     Raises:
-        InvalidInput: There is no such zone.
+        InvalidInput: If there is no such zone.
     """
     try:
         return ZoneInfo(name or "UTC")
-    except (KeyError, OSError, ValueError) as error:  # one that is unknown is a KeyError
+    except (KeyError, OSError, ValueError) as error:  # KeyError: an unknown zone
         raise InvalidInput(
             f"There is no time zone {str(name)[:80]!r}: use a name such as Europe/Berlin."
         ) from error
 
 
 def latest_ticks(cron: Cron, zone: ZoneInfo, after: float, until: float, most: int) -> list[float]:
-    """Return the last times within an interval at which the expression is due, in ascending order.
-    The cost depends on `most`, not on the length of the interval.
+    """Return the latest times within an interval at which the expression is due, ascending.
+
+    Searches backwards from the end of the interval, and stops when it has found `most` times.
 
     Args:
         cron: The parsed expression.
-        zone: The time zone in which the expression is meant.
-        after: The start of the interval, itself left out, in seconds since the epoch.
-        until: The end of the interval, itself included, in seconds since the epoch.
-        most: How many times to return at most.
+        zone: The time zone of the expression.
+        after: The start of the interval (exclusive), in seconds since the epoch.
+        until: The end of the interval (inclusive), in seconds since the epoch.
+        most: The maximum number of times to return.
     """
     found: list[float] = []
     day = datetime.fromtimestamp(until, zone).date()
@@ -137,13 +138,14 @@ def latest_ticks(cron: Cron, zone: ZoneInfo, after: float, until: float, most: i
 
 
 def next_tick(cron: Cron, zone: ZoneInfo, after: float) -> float | None:
-    """Return the next time at which the expression is due, in seconds since the epoch; None if it
-    never is again.
+    """Return the next time at which the expression is due, in seconds since the epoch.
+
+    None if there is no such time.
 
     Args:
         cron: The parsed expression.
-        zone: The time zone in which the expression is meant.
-        after: The time after which to look, in seconds since the epoch.
+        zone: The time zone of the expression.
+        after: The time after which to search, in seconds since the epoch.
     """
     day = datetime.fromtimestamp(after, zone).date()
     while day.year <= _YEARS[1]:
@@ -199,7 +201,7 @@ def _numbers(
             high = _number(where, end, first, last, names) if dash else (last if slash else low)
         if low <= high:
             found.update(range(low, high + 1, every))
-        else:  # FRI-MON: over the end
+        else:  # FRI-MON: wraps around
             found.update([*range(low, last + 1), *range(first, high + 1)][::every])
     return frozenset(found)
 
@@ -264,7 +266,7 @@ def _day_of_week(day: date) -> int:
 
 
 def _weekday_near(day: date, number: int) -> date:
-    """The weekday next to the day of this number, in the same month."""
+    """Return the weekday nearest to the day `number` of the month, in the same month."""
     near = day.replace(day=number)
     if near.weekday() == 5:  # Saturday
         return near - _DAY if number > 1 else near + 2 * _DAY

@@ -1,11 +1,10 @@
-"""Modules of the standard library that are imported when they are first used, not when they are
-named.
+"""Lazy imports of modules of the standard library: they are loaded when they are first used.
 
-A command's first task waits for all that the command imports. dataclasses names inspect for a text
-that records have no use for; asyncio names ssl, which a run on this machine never uses. Together
-with what these import they were a tenth of a whole run. `importlib.util.LazyLoader` is made for
-this, and not enough: to import a module a second time asks for its `__spec__`, which makes that
-class load it, and before Python 3.12 two threads that use it at once get half of it.
+The first task of a command starts after all of its imports. dataclasses imports inspect for a
+docstring that aflow does not need; asyncio imports ssl, which local runs never use. Together with
+their own imports they took a tenth of a whole run. `importlib.util.LazyLoader` is not sufficient: a
+second import statement reads `__spec__` of the module, which makes that class load it; and before
+Python 3.12 it is not thread-safe.
 """
 
 from __future__ import annotations
@@ -21,19 +20,18 @@ from importlib.util import module_from_spec
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
-# What import statements, and those who look through sys.modules, ask of every module.
+# The attributes that import statements, and code that iterates over sys.modules, read from modules.
 _KNOWN_BEFORE = frozenset({
     "__class__", "__file__", "__loader__", "__name__", "__package__", "__path__", "__spec__",
 })  # fmt: skip
 
-# One lock for all of them. None of the modules below uses another one of them while it is loaded:
-# so no two threads wait for each other.
+# One lock for all modules: with one lock each, two threads could deadlock.
 _lock = RLock()
 _loading: set[str] = set()
 
 
 class _Deferred(ModuleType):
-    """A module that is loaded by the first use of anything in it."""
+    """A module that is loaded when one of its attributes is first read."""
 
     def __getattribute__(self, name: str) -> Any:
         if name == "iscoroutinefunction":  # of inspect
@@ -44,8 +42,10 @@ class _Deferred(ModuleType):
 
 
 def _is_coroutine_function(function: Any) -> bool:
-    """inspect.iscoroutinefunction, for which the module is loaded only where it is not clear at
-    once: an event loop asks it for each signal that is handled."""
+    """Replace inspect.iscoroutinefunction; only load inspect if the result is not obvious.
+
+    asyncio calls it for each signal handler.
+    """
     asked = function.__func__ if type(function) is MethodType else function
     if type(asked) is FunctionType and not vars(asked):
         return bool(asked.__code__.co_flags & _CO_COROUTINE)
@@ -61,7 +61,7 @@ def _by_name(module: ModuleType) -> tuple[Any, tuple[str]]:
     return import_module, (module.__name__,)
 
 
-# cloudpickle, which knows how to write a module down, looks for exactly that type.
+# cloudpickle only pickles modules whose type is exactly ModuleType.
 copyreg.pickle(_Deferred, _by_name)
 
 
@@ -69,7 +69,7 @@ def _load(module: ModuleType) -> None:
     with _lock:
         spec = module.__spec__
         if type(module) is not _Deferred or spec is None or spec.name in _loading:
-            return  # another thread has loaded it, or it is this one that does
+            return  # another thread has loaded it, or this thread is loading it
         assert spec.loader is not None, "it was found"
         _loading.add(spec.name)
         try:
@@ -80,7 +80,7 @@ def _load(module: ModuleType) -> None:
 
 
 def _renew_lock() -> None:
-    """In a process that was just forked: no thread is left that could release the lock."""
+    """Replace the lock in a forked process, where no other thread exists that could release it."""
     global _lock
     _lock = RLock()
     _loading.clear()
@@ -90,11 +90,12 @@ os.register_at_fork(after_in_child=_renew_lock)
 
 
 def defer(names: Iterable[str]) -> None:
-    """Have modules of the standard library loaded when they are first used. Modules that are loaded
-    already stay as they are.
+    """Make modules of the standard library load when they are first used.
+
+    Modules that are already imported are not changed.
 
     Args:
-        names: Their names; none of them may be in a package.
+        names: The names of top-level modules.
     """
     for name in names:
         spec = None if name in sys.modules else PathFinder.find_spec(name)
@@ -108,7 +109,7 @@ def _defer(spec: ModuleSpec) -> None:
     sys.modules[spec.name] = module
 
 
-# What modules that commands and zygotes import name, and these seldom use.
+# Modules that commands and zygotes import indirectly, but seldom use.
 _NAMED = (
     "base64", "dis", "inspect", "ipaddress", "linecache", "locale", "shlex", "shutil", "tarfile",
     "textwrap",
@@ -116,19 +117,23 @@ _NAMED = (
 
 
 def defer_all() -> None:
-    """Have all such modules loaded when they are first used: in processes that are ours alone, or
-    once the user's program has called its flow."""
+    """Make all modules in _NAMED load when they are first used.
+
+    For processes that only run aflow's code, and after the user's program has called its flow.
+    """
     defer(_NAMED)
 
 
 def import_asyncio() -> None:
-    """Import asyncio without ssl, which a run on this machine has no use for, unless the program
-    has imported it already."""
+    """Import asyncio without loading ssl, which local runs do not need.
+
+    No effect if asyncio is already imported.
+    """
     if "asyncio" in sys.modules:
         return
     defer_all()
     defer(("ssl",))
-    # Its module for TLS asks ssl for the classes of two errors when it is loaded.
+    # Its module for TLS reads two exception classes from ssl when it is loaded.
     package = PathFinder.find_spec("asyncio")
     assert package is not None, "it is of the standard library"
     name = "asyncio.sslproto"
@@ -136,7 +141,7 @@ def import_asyncio() -> None:
     if spec is not None:
         _defer(spec)
     asyncio = import_module("asyncio")
-    if spec is not None:  # as an import of it would have done
+    if spec is not None:  # as an import statement would have done
         vars(asyncio).setdefault("sslproto", sys.modules[name])
 
 
@@ -146,10 +151,10 @@ def loaded() -> list[str]:
 
 
 def load(name: str) -> None:
-    """Load a module now, if it was deferred.
+    """Load a deferred module now.
 
     Args:
-        name: The name.
+        name: The name of the module; no effect if it is not deferred.
     """
     module = sys.modules.get(name)
     if type(module) is _Deferred:
@@ -157,11 +162,11 @@ def load(name: str) -> None:
 
 
 def waiting() -> list[str]:
-    """Return the names of the modules that were deferred and are not loaded yet."""
+    """Return the names of the deferred modules that are not loaded yet."""
     return [name for name, module in [*sys.modules.items()] if type(module) is _Deferred]
 
 
 def load_all() -> None:
-    """Load what was deferred: for a process that others are forked from, which would each do so."""
+    """Load all deferred modules, so that processes forked from this one need not do so."""
     for name in waiting():
         load(name)

@@ -1,7 +1,7 @@
-"""Names of things: what is allowed in them, and pathspecs.
+"""Validation of names, and pathspecs.
 
-A pathspec is `Flow/run/step/task/artifact`, or the beginning of one. Names become file names and
-SQL values, so that every name which comes from outside passes one of the checks here first.
+A pathspec is `Flow/run/step/task/artifact`, or the beginning of one. Names are used in file names
+and SQL values, so every name from outside must be checked by a function of this module.
 """
 
 from __future__ import annotations
@@ -41,61 +41,61 @@ def _checked(pattern: re.Pattern[str], what: str, value: object) -> str:
 
 
 def flow_name(value: str) -> FlowName:
-    """Return the value, if it can name a flow.
+    """Return the value if it is a valid name of a flow.
 
     Args:
         value: The text to check.
 
     Raises:
-        InvalidName: The name is not allowed.
+        InvalidName: If the name is invalid.
     """
     return FlowName(_checked(_FLOW, "flow", value))
 
 
 def run_id(value: str) -> RunId:
-    """Return the value, if it can name a run.
+    """Return the value if it is a valid id of a run.
 
     Args:
         value: The text to check.
 
     Raises:
-        InvalidName: The name is not allowed.
+        InvalidName: If the id is invalid.
     """
     return RunId(_checked(_RUN, "run", value))
 
 
 def step_name(value: str) -> StepName:
-    """Return the value, if it can name a step (also `_parameters`).
+    """Return the value if it is a valid name of a step, or `_parameters`.
 
     Args:
         value: The text to check.
 
     Raises:
-        InvalidName: The name is not allowed.
+        InvalidName: If the name is invalid.
     """
     return StepName(_checked(_STEP, "step", value))
 
 
 def worker_name(value: str) -> str:
-    """Return the value, if it can name a worker.
+    """Return the value if it is a valid name of a worker.
 
     Args:
         value: The text to check.
 
     Raises:
-        InvalidName: The name is not allowed.
+        InvalidName: If the name is invalid.
     """
     return _checked(_RUN, "worker", value)
 
 
 def task_id(value: str) -> TaskId:
-    """Return the task's number, if the value can name a task.
+    """Return the number of a task from its text.
 
     Args:
         value: The text to check.
 
     Raises:
-        InvalidName: It is not a decimal number of at most 18 digits.
+        InvalidName: If it is not a decimal number of at most 18 digits.
     """
     _checked(_TASK, "task", value)
     if not value.isascii() or not value.isdigit() or len(value) > 18:
@@ -104,37 +104,37 @@ def task_id(value: str) -> TaskId:
 
 
 def artifact_name(value: str) -> str:
-    """Return the value, if it can name an artifact.
+    """Return the value if it is a valid name of an artifact.
 
     Args:
         value: The text to check.
 
     Raises:
-        InvalidName: The name is not allowed.
+        InvalidName: If the name is invalid.
     """
     return _checked(_ARTIFACT, "artifact", value)
 
 
 def blob_key(value: str) -> BlobKey:
-    """Return the value, if it is a blob's key: 64 hex digits of blake3.
+    """Return the value if it is the key of a blob: 64 hex digits of blake3.
 
     Args:
         value: The text to check.
 
     Raises:
-        InvalidName: The name is not allowed.
+        InvalidName: If the key is invalid.
     """
     return BlobKey(_checked(_BLOB, "blob", value))
 
 
 def tag(value: object) -> str:
-    """Return the value, if it can be a tag: 1 to 500 characters of valid UTF-8.
+    """Return the value if it is a valid tag: 1 to 500 characters of valid UTF-8.
 
     Args:
         value: The tag to check.
 
     Raises:
-        InvalidName: It is not a text, empty, too long or not valid UTF-8.
+        InvalidName: If it is not a str, empty, too long or not valid UTF-8.
     """
     if not isinstance(value, str) or not value:
         raise InvalidName(f"{value!r} cannot be a tag: a tag is a text that is not empty.")
@@ -151,15 +151,15 @@ def tag(value: object) -> str:
 
 
 def tags(values: Iterable[object]) -> tuple[str, ...]:
-    """Return the tags of a run without repetitions, in their order.
+    """Return the tags of a run without duplicates, in the given order.
 
     Args:
         values: The tags to check.
 
     Raises:
-        InvalidName: A tag is not allowed, there are too many, or `values` is a single text.
+        InvalidName: If a tag is invalid, there are too many, or `values` is a str.
     """
-    if isinstance(values, str):  # it would become a tag for each of its letters
+    if isinstance(values, str):  # iterating over it would create a tag for each character
         raise InvalidName(f"{values!r} is one tag: give a list of tags, as [{values!r}].")
     unique = tuple(dict.fromkeys(tag(each) for each in values))
     if len(unique) > MAX_TAGS:
@@ -190,7 +190,7 @@ class Pathspec(NamedTuple):
             The pathspec, with None for the parts that are absent.
 
         Raises:
-            InvalidName: A part is not allowed; the error names it.
+            InvalidName: If a part is invalid, or there are more than five.
         """
         parts = text.split("/")
         checks: tuple[Callable[[str], Any], ...] = (

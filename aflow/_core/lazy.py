@@ -1,24 +1,23 @@
 """Packages whose modules are imported when they are first used.
 
-Of many packages a process uses one module or two: of the object stores the one that its settings
-name. So a caller writes `from aflow import storage` at its top and `storage.s3.S3Store(...)` where
-it opens one, and pays for nothing else.
+A process often uses one or two modules of a package, such as the one for the datastore in its
+settings. So a module has `from aflow import storage` at its top and calls
+`storage.s3.S3Store(...)`, and the other modules of the package are not imported.
 """
 
 import sys
 
-TYPE_CHECKING = False  # `import aflow` imports this, and typing would cost more than all the rest
+TYPE_CHECKING = False  # `import aflow` imports this module, and importing typing is slow
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import ModuleType
 
 
 def modules_of(package: str, names: "Iterable[str]") -> "Callable[[str], ModuleType]":
-    """Return a `__getattr__` for a package, which imports its modules when they are first used.
+    """Return a `__getattr__` for a package that imports its modules when they are first used.
 
-    For type checkers the package imports them in `if TYPE_CHECKING`, and has no `__getattr__`, so
-    that they find a name that is misspelt. An attribute of any other name raises AttributeError, as
-    without it.
+    It raises AttributeError for other names. For type checkers the package imports the modules in
+    `if TYPE_CHECKING`, and has no `__getattr__`, so that they report misspelled names.
 
     Args:
         package: The full name of the package.
@@ -30,7 +29,7 @@ def modules_of(package: str, names: "Iterable[str]") -> "Callable[[str], ModuleT
         if name not in known:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         full = f"{package}.{name}"
-        __import__(full)  # which binds it in the package: this function is not asked again
+        __import__(full)  # also sets the attribute of the package
         return sys.modules[full]
 
     return module

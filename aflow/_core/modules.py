@@ -1,8 +1,7 @@
-"""What modules state of themselves, read without running code of theirs.
+"""Read attributes of modules without running their code.
 
-`sys.modules` holds whatever programs put there: modules that load themselves when they are asked
-for anything, wrappers, modules whose `__getattr__` raises any exception. To look at all of them
-must neither fail nor import anything.
+`sys.modules` may contain arbitrary objects: lazy modules, wrappers, modules whose `__getattr__`
+raises exceptions. Code that iterates over them must not fail, and must not import anything.
 """
 
 from __future__ import annotations
@@ -10,12 +9,12 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
-# Also of classes whose own `__getattribute__` would load the module.
+# This bypasses `__getattribute__` of subclasses, which may load the module.
 _variables_of = vars(ModuleType)["__dict__"].__get__
 
 
 def stated(module: object, name: str) -> Any:
-    """Return what a module states under a name such as `__version__`; None where it states nothing.
+    """Return an attribute of a module, such as `__version__`, or None.
 
     Args:
         module: A value of `sys.modules`, or None.
@@ -27,7 +26,7 @@ def stated(module: object, name: str) -> Any:
 
 
 def file_of(module: object) -> str | None:
-    """Return the file that a module states; None where it states none.
+    """Return the `__file__` of a module; None if it has none.
 
     Args:
         module: A value of `sys.modules`, or None.
@@ -37,13 +36,12 @@ def file_of(module: object) -> str | None:
 
 
 def found_at(module: object, qualname: str, default: Any = None) -> Any:
-    """Return what a dotted name leads to in a module; `default` where it leads nowhere, also where
-    the code of the module or of a class raises.
+    """Return the value of a dotted name in a module, or a default.
 
     Args:
-        module: The module, or None.
-        qualname: The names of attributes, from the outermost on, with dots between.
-        default: What stands for nothing.
+        module: The module, or any other object.
+        qualname: The names of attributes, separated by dots, outermost first.
+        default: The result if an attribute does not exist, or reading it raises an exception.
     """
     found = module
     try:

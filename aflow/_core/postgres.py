@@ -1,6 +1,6 @@
-"""PostgreSQL, for metadata and queues: its driver, how connections are made, what errors mean.
+"""The driver, connection settings and error codes of PostgreSQL, for metadata and queues.
 
-Importing it raises MissingExtra where the driver is not installed.
+Importing this module raises MissingExtra if the driver is not installed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SETTINGS: dict[str, Any] = {
 REFUSALS = ("28", "3D000")
 """States of a connection that a server has refused: trying again does not help."""
 
-# What the first characters of an SQLSTATE mean.
+# Advice by the prefix of an SQLSTATE.
 _ADVICE = {
     "28": "the user or the password is wrong: check them in the URL",
     "3D000": "there is no such database: create it with `createdb`",
@@ -53,11 +53,13 @@ _ADVICE = {
 
 
 def state_of(error: psycopg.Error) -> str:
-    """Return the SQLSTATE of an error; empty where it is not known. libpq gives none for a
-    connection that failed, only the server's words.
+    """Return the SQLSTATE of an error; empty if it is not known.
+
+    libpq reports none for a failed connection; in that case it is derived from the message of the
+    server.
 
     Args:
-        error: The error that the driver has raised.
+        error: The error of the driver.
     """
     if error.sqlstate:
         return error.sqlstate
@@ -70,28 +72,27 @@ def state_of(error: psycopg.Error) -> str:
 
 
 def advice(error: psycopg.Error) -> str | None:
-    """Return what is wrong and what to do, if the error's SQLSTATE tells it.
+    """Return what is wrong and what to do, if it is known for the SQLSTATE of an error.
 
     Args:
-        error: The error that the driver has raised.
+        error: The error of the driver.
     """
     state = state_of(error)
     return next((text for prefix, text in _ADVICE.items() if state.startswith(prefix)), None)
 
 
 def line(error: psycopg.Error) -> str:
-    """Return what the driver says, in one line, without passwords.
+    """Return the message of an error in one line, without passwords.
 
     Args:
-        error: The error that the driver has raised.
+        error: The error of the driver.
     """
     text = without_passwords(" ".join(str(error).split())).rstrip(".?")
     return text or "the server cannot be reached"
 
 
 def adapt_texts(adapters: psycopg.adapt.AdaptersMap) -> None:
-    """Let a connection write and read every text. PostgreSQL holds all but those with the character
-    0: it is escaped.
+    """Make a connection escape NUL characters in texts, which PostgreSQL cannot store.
 
     Args:
         adapters: The adapters of a connection, which are changed.
@@ -117,9 +118,9 @@ class _BinaryLoader(TextBinaryLoader):
 
 
 def unescaped(text: str) -> str:
-    """Return a text of the database as it was given to it; see `adapt_texts`.
+    """Return a text from the database without the escapes of `adapt_texts`.
 
     Args:
-        text: The text as the database has it.
+        text: The escaped text.
     """
     return text.replace("\x1a0", "\0").replace("\x1a1", "\x1a") if "\x1a" in text else text

@@ -1,9 +1,9 @@
-"""Folders that belong to the user alone: made with mode 0700, and used only where they are so.
+"""Private folders: created with mode 0700, and only used if they have it.
 
-Temporary folders are shared: anybody may have made a folder there under a name that can be known
-before, and a link may lead anywhere. So a folder is trusted only if it is a folder (no link), ours,
-and closed to others; it is then worked in by its descriptor, which names the same folder whatever
-is done to its path.
+The folder for temporary files is shared: another user may have created a folder or a link there
+under a predictable name. So a folder is only trusted if it is a folder (not a link), belongs to the
+user, and is closed to other users. It is then used through its descriptor, which always refers to
+the folder that was checked.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def own_folder(path: Path) -> Path:
-    """Return a folder that is the user's own, and make it with mode 0700 if it does not exist. Its
-    parent has to exist.
+    """Check a private folder, and create it with mode 0700 if it does not exist.
 
     Args:
-        path: The folder.
+        path: The folder; its parent must exist.
+
+    Returns:
+        The path.
 
     Raises:
-        UnsafeFolder: It is a link, not a folder, another user's, or open to others.
-        OSError: It cannot be made.
+        UnsafeFolder: If it is a link or not a folder, belongs to another user, or is open to
+            others.
+        OSError: If it cannot be created.
     """
     with open_folder(path):
         return path
@@ -38,8 +41,9 @@ def own_folder(path: Path) -> Path:
 
 @contextmanager
 def open_folder(path: Path) -> Iterator[int]:
-    """Yield the descriptor of `own_folder(path)`, and close it at the end of the block. It raises
-    the same errors.
+    """Yield the descriptor of `own_folder(path)`, and close it at the end of the block.
+
+    Raises the same errors.
 
     Args:
         path: The folder.
@@ -54,14 +58,15 @@ def open_folder(path: Path) -> Iterator[int]:
 
 
 def open_checked(path: Path) -> int:
-    """Return a descriptor of an existing folder that is the user's own. The caller closes it.
+    """Return a descriptor of an existing private folder, which the caller closes.
 
     Args:
         path: The folder.
 
     Raises:
-        UnsafeFolder: It is a link, not a folder, another user's, or open to others.
-        OSError: It does not exist.
+        UnsafeFolder: If it is a link or not a folder, belongs to another user, or is open to
+            others.
+        OSError: If it does not exist.
     """
     try:
         descriptor = os.open(path, _FLAGS)
@@ -91,16 +96,16 @@ def _check(path: Path, found: os.stat_result) -> None:
 
 
 def open_regular(path: str | Path) -> int:
-    """Return a descriptor to read a regular file by; the caller closes it.
+    """Return a descriptor for reading a regular file, which the caller closes.
 
-    Opening a FIFO that another user has put there would block for ever, and reading a device would
-    never end: anything but a regular file, or a link to one, is refused.
+    Other kinds of files are rejected: opening a FIFO of another user could block forever, and
+    reading a device may never end.
 
     Args:
         path: The file, or a link to it.
 
     Raises:
-        OSError: It cannot be opened, or is not a regular file.
+        OSError: If it cannot be opened, or is not a regular file.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     mode = os.fstat(descriptor).st_mode
@@ -119,21 +124,22 @@ def read_regular(path: str | Path) -> bytes:
         path: The file, or a link to it.
 
     Raises:
-        OSError: As `open_regular` does.
+        OSError: If it cannot be read, or is not a regular file.
     """
     with os.fdopen(open_regular(path), "rb") as file:
         return file.read()
 
 
 def make_private(path: Path) -> None:
-    """Make a folder that may hold secrets, with mode 0700, and its parents with the usual mode; a
-    new `.aflow` is kept from git. An existing folder stays as it is.
+    """Create a folder that may contain secrets, with mode 0700, and its parents with default mode.
+
+    A new `.aflow` folder is ignored by git. An existing folder is not changed.
 
     Args:
         path: The folder.
 
     Raises:
-        OSError: It cannot be made.
+        OSError: If it cannot be created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -146,21 +152,22 @@ def make_private(path: Path) -> None:
 
 
 def refuse_foreign(path: Path, env: Mapping[str, str]) -> None:
-    """Check that only the user, or root, can have filled a folder, since its content decides which
-    code runs. Under sudo the user that called sudo counts, too.
+    """Check that only the user or root can have written to a folder or file.
+
+    Its content determines which code runs. Under sudo the user that called sudo is also trusted.
 
     Args:
-        path: The folder.
-        env: The variables: a folder that AFLOW_SAFE_DIRECTORIES names, itself or by its parent, or
-            by `*`, is allowed.
+        path: The folder or file.
+        env: The environment variables; AFLOW_SAFE_DIRECTORIES lists paths that are trusted if they
+            are `path`, one of its two nearest parents, or `*`.
 
     Raises:
-        UnsafeFolder: It, or the link to it, belongs to another user, or others may write to it.
+        UnsafeFolder: If it, or the link to it, belongs to another user, or others can write to it.
     """
     try:
         found = (os.lstat(path), os.stat(path))
     except OSError:
-        return  # gone, or not readable: opening it raises the error
+        return  # it does not exist or is not accessible: opening it will raise an error
     trusted = {os.geteuid(), 0}
     caller = env.get("SUDO_UID", "")
     if os.geteuid() == 0 and caller.isascii() and caller.isdecimal():
@@ -168,7 +175,7 @@ def refuse_foreign(path: Path, env: Mapping[str, str]) -> None:
     owner = next((each.st_uid for each in found if each.st_uid not in trusted), None)
     mode = stat.S_IMODE(found[1].st_mode)
     if not stat.S_ISDIR(found[1].st_mode) and not os.stat(path.parent).st_mode & 0o011:
-        return  # nobody else reaches a file in a closed folder, whatever its own mode
+        return  # other users cannot access a file in a closed folder, whatever its mode
     if owner is None and not (mode & stat.S_IWOTH or (mode & stat.S_IWGRP and _shares(found[1]))):
         return
     listed = (env.get("AFLOW_SAFE_DIRECTORIES") or "").split(os.pathsep)
@@ -189,27 +196,27 @@ def refuse_foreign(path: Path, env: Mapping[str, str]) -> None:
 
 
 def _shares(found: os.stat_result) -> bool:
-    """Whether the group of a file has, or may have, others than the user in it."""
+    """Return whether the group of a file has, or may have, other members than the user."""
     import grp
     import pwd
 
     try:
         group, user = grp.getgrgid(found.st_gid), pwd.getpwuid(found.st_uid)
-    except KeyError:  # of another machine: its members are unknown
+    except KeyError:  # not an account of this machine: the members are not known
         return True
-    # The group that many systems make for each user alone: umask 002 is usual there.
+    # Many systems create a group for each user, and have a umask of 002.
     return group.gr_name != user.pw_name or bool(set(group.gr_mem) - {user.pw_name})
 
 
 def is_foreign(path: Path) -> bool:
-    """Return whether `path` exists and is anything but a folder that only the user, or root, can
-    have filled.
+    """Return whether a path exists, and is not a folder of the user or root that others cannot
+    write to.
 
     Args:
-        path: The folder.
+        path: The path.
 
     Raises:
-        OSError: It cannot be examined.
+        OSError: If the path is not accessible.
     """
     try:
         found = os.lstat(path)
@@ -220,17 +227,17 @@ def is_foreign(path: Path) -> bool:
 
 
 def runtime_folder(*names: str) -> Path:
-    """Return a folder of the user for sockets and the like, which belongs to this machine and may
-    be gone after a restart. It is in `aflow` in XDG_RUNTIME_DIR (or /run/user/UID) where that is
-    the user's own, else in `aflow-UID` in the folder for temporary files. It is made and checked as
-    `own_folder` does.
+    """Return a private folder for sockets and other files that need not survive a reboot.
+
+    It is below `aflow` in XDG_RUNTIME_DIR (or /run/user/UID) if that is private, or else below
+    `aflow-UID` in the folder for temporary files. It is created and checked by `own_folder`.
 
     Args:
-        *names: The names of the folders inside of it, from the top.
+        *names: The names of nested folders, outermost first.
 
     Raises:
-        UnsafeFolder: Another user can have filled it.
-        OSError: It cannot be made.
+        UnsafeFolder: If another user can have written to it.
+        OSError: If it cannot be created.
     """
     folder = own_folder(_base())
     for name in names:
@@ -239,21 +246,25 @@ def runtime_folder(*names: str) -> Path:
 
 
 def writable_or_temporary(path: Path) -> Path:
-    """Return the folder at `path` if it can be written to, and make it if necessary; else one of
-    the same name in the user's own folder for temporary files. Jobs need that which have no home,
-    or may not write there.
+    """Return a folder if it is writable, or else one of the same name in the temporary folder.
+
+    For jobs that have no home directory, or cannot write to it. The folder itself is not created.
 
     Args:
         path: The folder.
 
+    Returns:
+        `path` if it, or its nearest existing parent, is writable; otherwise a path in the private
+        folder `aflow-UID` for temporary files.
+
     Raises:
-        UnsafeFolder: Another user can have filled the temporary one.
-        OSError: Neither can be made.
+        UnsafeFolder: If another user can have written to the temporary folder.
+        OSError: If the temporary folder cannot be created.
     """
     there = next((each for each in (path, *path.parents) if each.is_dir()), path)
     if path.is_absolute() and os.access(there, os.W_OK | os.X_OK):
         return path
-    import tempfile  # it takes a while, and few have no home
+    import tempfile  # slow to import, and rarely needed
 
     return own_folder(Path(tempfile.gettempdir()) / f"aflow-{os.geteuid()}") / path.name
 
@@ -266,15 +277,14 @@ _IGNORED = """\
 
 
 def keep_from_git(folder: str | Path) -> None:
-    """Have git leave out what is in a `.aflow` folder that was made just now, as it does with the
-    folders of virtual environments and caches. Other folders are left alone.
+    """Make git ignore a new `.aflow` folder, by a `.gitignore` in it.
 
     Args:
-        folder: The new folder; only one that is called `.aflow` gets a `.gitignore`.
+        folder: The new folder; no effect if its name is not `.aflow`.
     """
     if os.path.basename(folder) != ".aflow":
         return
-    with suppress(OSError):  # without it git shows the folder, which does no harm
+    with suppress(OSError):  # optional: without it git lists the folder as untracked
         descriptor = os.open(
             os.path.join(folder, ".gitignore"), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666
         )
@@ -283,10 +293,10 @@ def keep_from_git(folder: str | Path) -> None:
 
 
 def _base() -> Path:
-    import tempfile  # it takes a while, and most programs need no such folder
+    import tempfile  # slow to import, and most programs need no such folder
 
     user = os.geteuid()
-    session = os.environ.get("XDG_RUNTIME_DIR")  # noqa: TID251 -- the session's, no setting of ours
+    session = os.environ.get("XDG_RUNTIME_DIR")  # noqa: TID251 -- not a setting of aflow
     for place in (session, f"/run/user/{user}"):
         if place and _is_usable(Path(place)):
             return Path(place) / "aflow"

@@ -1,22 +1,22 @@
-"""A flow's graph as a state machine of AWS Step Functions: a pure function of plain data.
+"""Compile a flow's graph to a state machine of AWS Step Functions; a pure function of plain data.
 
-Each step is a state that submits a job of AWS Batch and waits for it. What passes from state to
-state is small: the id of the run, the place of the tasks that come next (see tasks.py), and which
-step came before. All else the jobs find in the store and in the metadata.
+Each step is a state that submits an AWS Batch job and waits for it. The data passed between states
+are small: the id of the run, the place of the next tasks (see tasks.py), and the previous step.
+Jobs read everything else from the datastore and the metadata store.
 
-A job gives nothing back to Step Functions. Where the state machine has to know something of it,
-the job leaves a small object in the bucket (its *result*): how many items a foreach has, which way
-a switch goes. The next state reads it.
+A job returns no data to Step Functions. If the state machine needs a value from it (the items of a
+foreach, the case of a switch), the job writes a small object to the bucket, its *result*, which the
+next state reads.
 
     linear   step
     split    step -> "step (branches)" Parallel -> join
     foreach  step -> "step (items)" reads the result -> "step (each)" Map -> join
-             with a distributed map the Map reads the items itself
+             with a distributed map, the Map reads the items itself
     switch   step -> "step (choice)" reads the result -> "step (next)" Choice -> a case
     failure  any state of the flow itself -> "(failed)", a job -> "(end)" Fail
-             if that job fails, too: "(failed)" -> "(unrecorded)", an object -> "(end)"
-             with a note: "(failed)" -> "(reason)" reads it -> "(note of failure)" -> "(end)"
-    success  the last step; with a note: -> "(note of success)" -> "(done)"
+             if that job fails, too: "(failed)" -> "(unrecorded)", writes an object -> "(end)"
+             with notification: "(failed)" -> "(reason)" reads it -> "(note of failure)" -> "(end)"
+    success  the last step; with notification: -> "(note of success)" -> "(done)"
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from aflow.task.spec import NO_RETRY_EXIT_CODE
 if TYPE_CHECKING:
     from aflow.flow.graph import Graph, Node
 
-# Notes of how a run ended, as states: to a topic of SNS, or to an event bus of EventBridge.
+# States that notify of the end of a run: an SNS topic or an EventBridge event bus.
 #
-# The note of a failure says what the job that records it has found out, and the note of a success
-# is the state after the last step. A note that cannot be sent changes nothing of how the run
-# ended.
+# The notification of a failure contains the reason from the job that recorded it. The notification
+# of a success is the state after the last step. If a notification cannot be sent, the result of the
+# execution does not change.
 
 
 State = dict[str, Any]
@@ -49,19 +49,19 @@ State = dict[str, Any]
 _TARGET = re.compile(
     r"arn:[\w-]+:(sns:[\w-]+:\d{12}:[\w-]+(\.fifo)?|events:[\w-]+:\d{12}:event-bus/[\w./-]+)\Z"
 )
-REASON_PATH = "$.notified.result.reason"  # where the states before it have put it
+REASON_PATH = "$.notified.result.reason"  # set by the state before the notification
 _LINK = "$$.Execution.Id"
 
 
 def checked_target(option: str, arn: str | None) -> str | None:
-    """Return an ARN, if notes can be sent there.
+    """Return the ARN of a notification target, after checking it.
 
     Args:
-        option: The option, for the error.
-        arn: The ARN; None for none.
+        option: The name of the option, for the error message.
+        arn: The ARN; None for no notification.
 
     Raises:
-        InvalidInput: It is not the ARN of a topic or queue.
+        InvalidInput: If it is not the ARN of an SNS topic or an event bus.
     """
     if arn is not None and not _TARGET.match(arn):
         raise InvalidInput(
@@ -72,14 +72,14 @@ def checked_target(option: str, arn: str | None) -> str | None:
 
 
 def note(arn: str, partition: str, flow: str, *, succeeded: bool) -> State:
-    """Return the state that notifies a topic of SNS or a bus of EventBridge of the run's end; the
-    caller adds the state that follows.
+    """Return the state that notifies an SNS topic or an EventBridge bus of the end of the run; the
+    caller adds `Next` and `Catch`.
 
     Args:
         arn: The ARN of the topic or of the bus.
-        partition: The partition of AWS, as `aws`.
+        partition: The AWS partition, for example `aws`.
         flow: The name of the flow, for the text of the notification.
-        succeeded: Whether the notification says `succeeded` or `failed`.
+        succeeded: Whether the status in the notification is `succeeded`, else `failed`.
     """
     status = "succeeded" if succeeded else "failed"
     if ":sns:" in arn:
@@ -134,11 +134,11 @@ BEGIN, FAILED, END = "(begin)", "(failed)", "(end)"
 REASON, NO_REASON, NOTE_OF_FAILURE = "(reason)", "(no reason)", "(note of failure)"
 UNRECORDED = "(unrecorded)"
 NOTE_OF_SUCCESS, DONE = "(note of success)", "(done)"
-LONGEST_NAME = 80  # characters that AWS allows in names of states
-LARGEST = 1 << 20  # bytes of a definition
-MAX_ATTEMPTS = 10  # of a job
-LOSSES = 2  # further attempts at a job whose machine goes away
-# What Batch says where it is busy: what its API does not describe has the name of all its errors.
+LONGEST_NAME = 80  # characters of the name of a state (limit of AWS)
+LARGEST = 1 << 20  # bytes of a definition (limit of AWS)
+MAX_ATTEMPTS = 10  # of a job (limit of AWS Batch)
+LOSSES = 2  # additional attempts of a job if its host is lost
+# The errors of Batch when it is throttled; undocumented ones are a general AWSBatchException.
 _BUSY = ["Batch.AWSBatchException", "Batch.ServerException", "Batch.TooManyRequestsException"]
 _NOT_SUBMITTED = {
     "ErrorEquals": _BUSY,
@@ -152,8 +152,8 @@ _NOT_SUBMITTED = {
 
 @dataclass(frozen=True, slots=True)
 class JobOf:
-    """The job of a step: its definition's name, how often it may be tried after a failure, and
-    after how many seconds it is stopped."""
+    """The job of a step: the name of its definition, the number of retries after a failure, the
+    timeout of an attempt in seconds, and whether @catch needs an attempt of its own."""
 
     definition: str
     retries: int
@@ -165,10 +165,13 @@ class JobOf:
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """What of AWS the machine is made for. `prefix` is where results of jobs are in the bucket,
-    with the flow's name, and no slash at its end. `default` is the job for what belongs to no step.
-    `timeout` is the limit of an execution in seconds. `on_error` and `on_success` are the ARNs of
-    the topics that are notified of the end of runs; `run_tags` are the tags of runs."""
+    """The AWS resources and the settings of a state machine.
+
+    `prefix` is the prefix of job results in the bucket, including the name of the flow, without a
+    slash at its end. `default` is the job that belongs to no step, which records failures.
+    `timeout` is the timeout of an execution in seconds. `on_error` and `on_success` are the ARNs of
+    the notification targets. `tags` are those of jobs, `run_tags` those of runs.
+    """
 
     partition: str
     queue: str
@@ -190,11 +193,11 @@ def compiled(graph: Graph, jobs: Mapping[str, JobOf], where: Where, comment: str
     Args:
         graph: The steps of the flow and the transitions between them.
         jobs: The jobs, by step.
-        where: Where the machine and its jobs run, and the settings of the deployment.
+        where: The AWS resources and the settings of the deployment.
         comment: The comment of the state machine.
 
     Raises:
-        InvalidInput: Step Functions cannot run the flow; the error names the step and the reason.
+        InvalidInput: If Step Functions cannot run the flow; the message contains the step.
     """
     compiler = _Compiler(graph, jobs, where)
     states = compiler.flow()
@@ -242,7 +245,8 @@ class _Compiler:
         return {"Type": "Pass", "Parameters": parameters, "Next": _state(self._graph.start)}
 
     def _started(self, value: str) -> dict[str, str]:
-        """When the execution began, for jobs to know whether its time is over."""
+        """Return the start time of the execution for the state, so that jobs can check the timeout;
+        empty without a timeout."""
         return {} if self._where.timeout is None else {"started.$": value}
 
     def _failure(self) -> States:
@@ -273,7 +277,8 @@ class _Compiler:
         }  # fmt: skip
 
     def _unrecorded(self, next_state: str) -> State:
-        """A state that leaves an object for a run of which no job could say that it has failed."""
+        """Return a state that writes an object for a run whose failure no job could record; it is
+        read by unrecorded.py."""
         base, _, flow = self._where.prefix.rpartition("/results/")
         body = {
             "run.$": "$.run",
@@ -298,7 +303,7 @@ class _Compiler:
     # ------------------------------------------------------------ scopes
 
     def _scope(self, first: str, stop: str | None) -> States:
-        """The states from a step on to the join that closes the scope, which is outside of it."""
+        """Return the states from a step up to, but not including, the join that ends the scope."""
         states: States = {}
         todo, seen = [first], {first}
         while todo:
@@ -332,8 +337,8 @@ class _Compiler:
                 assert_never(node.kind)
 
     def _last(self, node: Node) -> State:
-        """How the last task of a scope ends: an item of a foreach gives nothing back, since what
-        all of them give has to fit into 256 KB."""
+        """Return the fields that end a scope. An item of a foreach returns an empty object, because
+        the results of all items together are limited to 256 KB."""
         inside = node.splits and self._graph[node.splits[-1]].kind is Kind.FOREACH
         return {"ResultSelector": {}, "ResultPath": "$", "End": True} if inside else {"End": True}
 
@@ -369,13 +374,13 @@ class _Compiler:
                 "from": {"step": node.name},
                 **self._started("$.started"),
             },
-            # Nobody needs the results of the iterations: jobs read them from the datastore, and a
-            # state of the machine has room for 256 KiB.
+            # The results of the items are dropped: jobs read them from the datastore, and the data
+            # of a state are limited to 256 KiB.
             "ResultSelector": {},
             "ResultPath": "$.items",
             "Next": _state(node.join),
         }
-        # The map reads the items from S3 by itself: their list may be larger than a state.
+        # A distributed map reads the items from S3, because their list may exceed that limit.
         if self._where.distributed:
             loop["ItemReader"] = {
                 "Resource": f"arn:{self._where.partition}:states:::s3:getObject",
@@ -412,7 +417,7 @@ class _Compiler:
                 ],
             },
         }
-        # A Choice state cannot end a scope: a Pass state behind it does.
+        # A Choice state cannot end a scope, so a Pass state follows it.
         if stop in steps:
             last = self._last(node)
             states[done] = {"Type": "Pass", "End": True}
@@ -426,7 +431,7 @@ class _Compiler:
         variables = {"AFLOW_SFN_STEP": node.name, **_RUN, "AFLOW_SFN_PLACE": "$.place"}
         if node.name == self._graph.start:
             variables["AFLOW_SFN_INPUT"] = "States.JsonToString($$.Execution.Input)"
-            if node.name in node.next:  # it may come from itself
+            if node.name in node.next:  # the start step may be its own predecessor, in a loop
                 variables["AFLOW_SFN_FROM"] = "$.from.step"
         elif self._joins_branches(node):
             variables["AFLOW_SFN_BRANCHES"] = "States.JsonToString($.branches)"
@@ -452,15 +457,14 @@ class _Compiler:
                 f"{MAX_ATTEMPTS} attempts at most, so give @retry(times={MAX_ATTEMPTS - 2}) or "
                 "less."
             )
-        # The attempts beyond those of @retry are for lost machines, which cost the run no retry.
+        # Additional attempts for lost hosts, which do not count as retries.
         attempts = min(MAX_ATTEMPTS, job.retries + 1 + job.catches + LOSSES)
         parameters: State = {
             "JobName": f"{self._graph.flow}-{name}"[:128],
             "JobDefinition": job.definition,
             "JobQueue": job.queue or self._where.queue,
             "ContainerOverrides": {"Environment": [_variable(*pair) for pair in variables.items()]},
-            # The job itself decides whether another attempt may succeed; this exit code says that
-            # none can.
+            # The job decides whether a retry can succeed; this exit code means that it cannot.
             "RetryStrategy": {
                 "Attempts": attempts,
                 "EvaluateOnExit": [{"OnExitCode": str(NO_RETRY_EXIT_CODE), "Action": "EXIT"}],
@@ -479,7 +483,7 @@ class _Compiler:
         }
 
     def _reading(self, step: str) -> State:
-        """A state whose output is the result of the step's job."""
+        """Return a state whose output is the result of the step's job."""
         return {**self._reading_of(step, "$.place"), "ResultPath": "$", "OutputPath": "$.result"}
 
     def _reading_of(self, step: str, place: str) -> State:
@@ -505,13 +509,14 @@ _RUN = {"AFLOW_SFN_RUN": "$.run"}
 
 
 def _variable(name: str, value: str) -> State:
-    """A variable of a job: what begins with a path or a function is evaluated."""
+    """Return a variable of a job; a value that starts with a path or an intrinsic function is
+    evaluated by Step Functions."""
     dynamic = value.startswith(("$", "States."))
     return {"Name": name, "Value.$" if dynamic else "Value": value}
 
 
 def _state(step: str, role: str = "") -> str:
-    """The name of a state, which has 80 characters at most."""
+    """Return the name of a state; a long name is cut and a digest is appended."""
     name = f"{step} ({role})" if role else step
     if len(name) <= LONGEST_NAME:
         return name

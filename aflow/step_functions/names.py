@@ -1,4 +1,4 @@
-"""Names in AWS of what belongs to a deployed flow, and production tokens: pure functions."""
+"""Names of AWS resources of a deployed flow, production tokens, and limits; pure functions."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from aflow.flow.graph import Kind
 if TYPE_CHECKING:
     from aflow.flow.graph import Graph, Node
 
-LONGEST_MACHINE = 80  # characters that AWS allows in names of state machines
-LONGEST_RULE = 64  # characters that EventBridge allows in names of rules and schedules
-LETTERS = 4  # of a token, at its end
+LONGEST_MACHINE = 80  # characters of the name of a state machine (limit of AWS)
+LONGEST_RULE = 64  # characters of the name of a rule or schedule (limit of EventBridge)
+LETTERS = 4  # random letters at the end of a token
 _MACHINE = re.compile(r"[A-Za-z0-9_.\-]+\Z")
 _TOKEN = re.compile(r"[A-Za-z0-9_.\-]{1,200}\Z")
 _MARK = "aflow "
 
 
 def machine_name(flow: str, project_flow: str | None, prefix: str | None, given: str | None) -> str:
-    """Return the name of the state machine: the one given, else that of the flow (in its project),
-    after the prefix that is set.
+    """Return the name of the state machine: the given name, else the flow's name in its project,
+    else the flow's name; with the configured prefix.
 
     Args:
         flow: The name of the flow's class.
-        project_flow: The name of the flow within its project; None outside of one.
-        prefix: What the names begin with; None for nothing.
-        given: `--name`; None where it was not given. A flow with @project refuses it.
+        project_flow: The name of the flow within its project; None without @project.
+        prefix: The configured prefix of names; None for none.
+        given: The value of `--name`; None if it was not given.
 
     Raises:
-        InvalidInput: The name is too long, has characters that AWS does not allow, or `--name` was
-            given to a flow with @project.
+        InvalidInput: If the name is too long, has characters that AWS does not allow, or `--name`
+            was given to a flow with @project.
     """
     if given is not None and project_flow is not None:
         raise InvalidInput("--name cannot be given to a flow with @project, which names it.")
@@ -52,11 +52,11 @@ def machine_name(flow: str, project_flow: str | None, prefix: str | None, given:
 
 
 def rule_name(machine: str, kind: str = "") -> str:
-    """Return the name of the machine's rule: that of its schedule, or of another kind.
+    """Return the name of a state machine's rule or schedule.
 
     Args:
         machine: The name of the state machine.
-        kind: What the rule is for; "" for the schedule. It is appended to the machine's name.
+        kind: The kind of rule, which is appended to the machine's name; "" for the schedule.
     """
     name = f"{machine}-{kind}" if kind else machine
     return name if len(name) <= LONGEST_RULE else _cut(name, 47)
@@ -68,26 +68,26 @@ def _cut(name: str, length: int) -> str:
 
 
 class Label(NamedTuple):
-    """What a state machine says of itself: the flow, who deployed it, and its token."""
+    """The metadata in the comment of a state machine: the flow, the owner and the token."""
 
     flow: str
     owner: str
     token: str
 
     def comment(self, spec_key: str) -> str:
-        """Return the label as the comment of the machine's definition.
+        """Return the comment for the definition of the state machine.
 
         Args:
-            spec_key: The key of the deployment spec that the jobs read from the datastore.
+            spec_key: The key of the deployment spec that jobs read from the datastore.
         """
         return _MARK + json.dumps({**self._asdict(), "spec": spec_key})
 
 
 def label_of(definition: str) -> Label | None:
-    """Return what the definition of a state machine says of itself; None for one that is not ours.
+    """Return the label in the definition of a state machine; None if aflow did not create it.
 
     Args:
-        definition: The definition of the state machine, or its name.
+        definition: The definition of the state machine, as JSON.
     """
     try:
         comment = json.loads(definition).get("Comment", "")
@@ -95,17 +95,17 @@ def label_of(definition: str) -> Label | None:
             return None
         fields = json.loads(comment.removeprefix(_MARK))
         return Label(fields["flow"], fields["owner"], fields["token"])
-    except (ValueError, AttributeError, KeyError, TypeError):  # somebody else wrote it
+    except (ValueError, AttributeError, KeyError, TypeError):  # not created by aflow
         return None
 
 
 def next_token(machine: str, before: str | None, letters: Sequence[str]) -> str:
-    """Return a new production token, of these letters: `<machine>-<number>-<letters>`.
+    """Return a new production token: `<machine>-<number>-<letters>`.
 
     Args:
-        machine: The state machine: its name, ARN or record.
-        before: The token of the deployment that is replaced; None for none.
-        letters: Random small letters; the caller draws them, so that this function stays pure.
+        machine: The name of the state machine.
+        before: The previous token, whose number is incremented; None for none.
+        letters: Random lowercase letters; drawn by the caller, so that this function stays pure.
     """
     found = re.search(r"-(\d+)-[a-z]+\Z", before or "")
     number = int(found[1]) + 1 if found else 0
@@ -113,13 +113,14 @@ def next_token(machine: str, before: str | None, letters: Sequence[str]) -> str:
 
 
 def checked_token(token: str) -> str:
-    """Return the token, after a check that it is allowed.
+    """Return the token, after checking it.
 
     Args:
-        token: The text that the user wants as the token.
+        token: The token, as given by the user.
 
     Raises:
-        InvalidInput: It has other characters, or is too long.
+        InvalidInput: If the token is empty or too long, or has other characters than letters,
+            digits, `-`, `_` and `.`.
     """
     if not _TOKEN.match(token):
         raise InvalidInput(f"{token!r} cannot be a production token: use letters, digits, - _ .")
@@ -129,18 +130,17 @@ def checked_token(token: str) -> str:
 def authorized(
     machine: str, deployed: Label, user: str, known: Sequence[str | None], what: str
 ) -> None:
-    """Check that the user may change the machine: they have deployed it, or know its token.
+    """Check that the user may change the state machine, as its owner or with its token.
 
     Args:
-        machine: The state machine: its name, ARN or record.
+        machine: The name of the state machine.
         deployed: The label of the deployed state machine.
-        user: The user who asks for the change.
-        known: The production tokens that this user has given or has stored; None among them is no
-            token.
-        what: What is to be done, for the error message.
+        user: The user who requests the change.
+        known: The production tokens that this user has given or stored; None is ignored.
+        what: The requested change, for the error message.
 
     Raises:
-        InvalidInput: The user may not; the error says whom to ask for the token.
+        InvalidInput: If the user is not authorized; the message contains the owner.
     """
     if deployed.owner == user or deployed.token in known:
         return
@@ -150,29 +150,28 @@ def authorized(
     )
 
 
-# What Step Functions and AWS Batch can hold, against what a flow may ask of them: pure functions
-# of the graph.
+# Checks of a flow against the limits of Step Functions and AWS Batch: pure functions of the graph.
 
 
-EVENTS = 25_000  # of an execution
+EVENTS = 25_000  # in the history of an execution (limit of AWS)
 DISTRIBUTED_ITEMS = 100_000  # of one foreach, with a distributed map
 LONGEST_VARIABLE = 6000  # bytes of one variable of a job, which has 8 KB for all of them
-_OTHER_EVENTS = 1000  # of the steps around a foreach
+_OTHER_EVENTS = 1000  # reserved for the steps outside of a foreach
 _OF_JOB = 6  # events: entered, scheduled, started, submitted, succeeded, exited
-_OF_READING = 5
-_OF_PARALLEL = 4
-_OF_ITEM = 2  # that it begins, and that it has ended
-_PLACE = 24  # bytes of a place and what is around a step's name
+_OF_READING = 5  # events of a state that reads a result
+_OF_PARALLEL = 4  # events of a Parallel or Map state
+_OF_ITEM = 2  # events of an item: started, succeeded
+_PLACE = 24  # bytes of a place, and of the JSON syntax around the name of a step
 
 
 def items(graph: Graph, step: str, *, distributed: bool) -> int:
-    """Return how many items a foreach may have. Each takes events of the execution, unless it is
-    one of its own; a foreach inside of another one is counted as if it had one item.
+    """Return the maximum number of items of a foreach. With an inline map, the items share the
+    event history of one execution; a nested foreach is assumed to have one item.
 
     Args:
         graph: The steps of the flow and the transitions between them.
         step: The name of the step that opens the foreach.
-        distributed: Whether a foreach is a distributed map.
+        distributed: Whether foreachs are distributed maps.
     """
     if distributed:
         return DISTRIBUTED_ITEMS
@@ -191,13 +190,13 @@ def _events(node: Node) -> int:
 
 
 def too_many_items(graph: Graph, step: str, count: int | None, *, distributed: bool) -> str | None:
-    """Return a sentence if a foreach has more items than Step Functions allows; None otherwise.
+    """Return an error message if a foreach has too many items for Step Functions; else None.
 
     Args:
         graph: The steps of the flow and the transitions between them.
         step: The name of the step; one that opens no foreach has no limit.
-        count: How many items there are; None where that is not known.
-        distributed: Whether a foreach is a distributed map.
+        count: The number of items; None if unknown.
+        distributed: Whether foreachs are distributed maps.
     """
     limit = items(graph, step, distributed=distributed)
     if graph[step].kind is not Kind.FOREACH or count is None or count <= limit:
@@ -215,14 +214,14 @@ def too_many_items(graph: Graph, step: str, count: int | None, *, distributed: b
 
 
 def check_branches(graph: Graph, node: Node) -> None:
-    """Check that the job of a join can be given where all branches have ended.
+    """Check that the ends of all branches fit into a variable of the join's job.
 
     Args:
         graph: The steps of the flow and the transitions between them.
         node: The step that opens the branches.
 
     Raises:
-        InvalidInput: The names of the branches' ends do not fit into a variable of the join's job.
+        InvalidInput: If there are too many branches.
     """
     longest = max(len(each.name) for each in graph.nodes.values() if node.join in each.next)
     most = LONGEST_VARIABLE // (longest + _PLACE)

@@ -1,4 +1,4 @@
-"""All that a deployment of a flow consists of: a value, made without asking anybody in AWS."""
+"""Plan a deployment of a flow: all its parts as a value, computed without any request to AWS."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition, StepDefinition
     from aflow.task.code_package import Package
 
-# What starts the executions of a deployed flow, as EventBridge takes it: pure functions.
+# The schedules and events that start executions, in the form of EventBridge: pure functions.
 
 
 class Ticks(NamedTuple):
-    """A schedule. One without a zone is a rule, in UTC; one with a zone is for EventBridge
-    Scheduler, which alone knows zones."""
+    """A schedule. Without a time zone it is an EventBridge rule, in UTC; with a time zone it is a
+    schedule in EventBridge Scheduler, because rules do not support time zones."""
 
     expression: str
     zone: str | None
 
 
 class Events(NamedTuple):
-    """The events that start the flow: the pattern of a rule, the parameters that they give by the
-    event's name ({parameter: field}), and the flows of the machines that are waited for."""
+    """The events that start the flow: the pattern of a rule, the mapping of parameters to fields of
+    the event, by the name of the event, and the flows whose end triggers it, by state machine."""
 
     pattern: dict[str, Any]
     parameters: dict[str, dict[str, str]]
@@ -60,13 +60,13 @@ class Events(NamedTuple):
 
 
 def ticks_of(definition: FlowDefinition) -> Ticks | None:
-    """Return the flow's schedule, None if it has none.
+    """Return the flow's schedule; None if it has none.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
 
     Raises:
-        InvalidInput: For one that AWS has not.
+        InvalidInput: If AWS does not support the schedule.
     """
     found: Any = _one(definition, "schedule")
     if found is None or found.schedule is None:
@@ -77,14 +77,15 @@ def ticks_of(definition: FlowDefinition) -> Ticks | None:
 
 
 def aws_cron(text: str) -> str:
-    """Return a schedule in the form of AWS: six fields, one of the two of days `?`.
+    """Return a cron expression in the syntax of AWS: six fields, with `?` for the days of the month
+    or for the days of the week.
 
     Args:
-        text: Five fields of cron, or six fields of AWS.
+        text: An expression with the five fields of cron, or the six fields of AWS.
 
     Raises:
-        InvalidInput: It is not a schedule, or restricts days both of the month and of the week,
-            which AWS does not allow.
+        InvalidInput: If the expression is malformed, or restricts both the days of the month and
+            the days of the week, which AWS does not allow.
     """
     cron.parse(text)
     fields = cron.fields_of_aws(text)
@@ -107,17 +108,17 @@ def aws_cron(text: str) -> str:
 def events_of(
     definition: FlowDefinition, machine_arn: Callable[[str], str], prefix: str | None
 ) -> Events | None:
-    """Return the events that the flow waits for, None if it waits for none. `machine_arn` gives the
-    ARN of a state machine by its name.
+    """Return the events that start the flow; None if it has neither @trigger nor
+    @trigger_on_finish.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        machine_arn: Returns the ARN of a machine, by its name.
-        prefix: `machine_prefix` of the settings, with which names of other machines begin; None for
+        machine_arn: Returns the ARN of a state machine by its name.
+        prefix: The configured prefix of the names of state machines (`machine_prefix`); None for
             none.
 
     Raises:
-        InvalidInput: EventBridge cannot start a flow on such events.
+        InvalidInput: If EventBridge cannot start a flow on such events.
     """
     event: Any = _one(definition, "trigger")
     ended: Any = _one(definition, "trigger_on_finish")
@@ -178,24 +179,24 @@ def _by_end(
     return Events(pattern, {}, {machine: name})
 
 
-# How the jobs of a state machine are submitted.
+# The jobs of a state machine.
 
 
 PROGRAM = ("aflow", "_state")
 
 
 def job_of(step: StepDefinition | None, definition: str, settings: AwsSettings) -> JobOf:
-    """Return how the step's job is submitted; None is the job for what belongs to no step.
+    """Return the parameters with which the state machine submits a step's job.
 
     Args:
-        step: The step; None for the job of the end.
+        step: The step; None for the job that records failures.
         definition: The name of the job definition.
-        settings: The settings of AWS; its job queue is used where the step names none.
+        settings: The AWS settings, with the default job queue.
     """
     if step is None:
         return JobOf(definition, 2, limit_of(None, settings))
     policy = policy_of(step)
-    # An attempt waits in its container before it tries again, and starts it first.
+    # The job waits for the backoff of @retry in its container, so the timeout includes it.
     wait = policy.wait_before(policy.retries) if policy.retries else 0.0
     return JobOf(
         definition=definition,
@@ -226,8 +227,8 @@ class DeploymentOptions(NamedTuple):
 
 
 class DeploymentPlan(NamedTuple):
-    """A deployment: the state machine with its definition as JSON, the definitions of its jobs, the
-    spec that they read with its key, and what starts it."""
+    """A deployment: the state machine with its definition as JSON, the job definitions, the encoded
+    spec for jobs with its key, and the schedule and events that start the flow."""
 
     name: str
     label: Label
@@ -248,17 +249,18 @@ def name_of(
         definition: The flow: its class, steps, parameters and decorators.
         options: The options of `step-functions create`.
         user: The user who deploys, for the branch of a flow with @project.
-        settings: The settings of AWS; `machine_prefix` begins all names.
+        settings: The AWS settings, with `machine_prefix`.
 
     Raises:
-        InvalidInput: It cannot be used; the error says why.
+        InvalidInput: If the name or the branch is invalid.
     """
     full = _place(definition, options, user).get("project_flow_name")
     return machine_name(definition.name, full, settings.machine_prefix, options.name)
 
 
 def _place(definition: FlowDefinition, options: DeploymentOptions, user: str) -> dict[str, Any]:
-    """Where the flow stands in its project, as `current` tells it; empty for one in none."""
+    """Return the attributes of `current` for the flow's place in its project; empty without
+    @project."""
     project = definition.project
     if project is not None:
         return project.place(definition.name, user, options.branch, options.production)
@@ -271,9 +273,8 @@ def token_for(name: str, before: str | None) -> str:
     """Return a new production token.
 
     Args:
-        name: The name of the state machine, with which the token begins.
-        before: The token of the former deployment, whose number is continued; None for the first
-            one.
+        name: The name of the state machine, with which the token starts.
+        before: The previous token, whose number is incremented; None for the first one.
     """
     return next_token(name, before, [secrets.choice(ascii_lowercase) for _ in range(LETTERS)])
 
@@ -292,34 +293,29 @@ def plan(
     shipped: Mapping[str, str] | None = None,
     environments: Mapping[str, Shipped] | None = None,
 ) -> DeploymentPlan:
-    """Return the deployment of a flow, whose state machine belongs to `owner` (else to the user).
-    `shipped` are the variables that lead jobs to the aflow that was shipped for them,
-    `environments` those of steps with packages of their own, which were shipped, too. `in_store`
-    says that its jobs record runs in the object store: the metadata service is one of Metaflow's
-    own, where they are registered.
+    """Return the plan for the deployment of a flow.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
         options: The options of `step-functions create`.
-        settings: The settings of the program that deploys: its datastore and metadata are those of
-            the runs.
-        aws: The settings of AWS: roles, queues, images.
+        settings: The settings of the program that deploys; runs use its datastore and metadata.
+        aws: The AWS settings: roles, queues, images.
         account: The account and region in which the flow is deployed.
         code: The code package, already stored.
-        token: The production token, which the state machine keeps in its label.
-        owner: The user to whom the state machine belongs; None for the user that deploys it.
-        in_store: Whether jobs record runs in the object store, because the service is one of
-            Metaflow's.
-        shipped: Where aflow's own packages are, by version of Python; None for none.
-        environments: The environments of the steps; None for none.
+        token: The production token, which is part of the state machine's label.
+        owner: The owner of the state machine; None for the user who deploys it.
+        in_store: Whether jobs record runs in the object store, because the metadata service is one
+            of Metaflow, in which runs are only registered.
+        shipped: The environment variables with which jobs find the shipped aflow; None for none.
+        environments: The shipped environments, by step; None for none.
 
     Raises:
-        InvalidInput: Step Functions cannot run the flow.
-        InvalidSetting: A role, a queue or an image is not set.
+        InvalidInput: If Step Functions cannot run the flow.
+        InvalidSetting: If a role, a queue or an image is not configured.
     """
     name = name_of(definition, options, settings.user, aws)
     _check_steps(definition)
-    # Names of events may be those of the project: functions ask `current` for it.
+    # Functions that return names of events may read the project from `current`.
     token_of_current = current._set(_place(definition, options, settings.user))
     try:
         events = events_of(definition, account.machine_arn, aws.machine_prefix)
@@ -341,7 +337,8 @@ def plan(
             variables,
             PROGRAM,
             fargate=queues[each] in account.fargate,
-            # All attempts share a definition: what grows with the attempt is what the last one has.
+            # All attempts share a definition, so resources that grow with the attempt are those of
+            # the last one.
             attempt=policies[each].retries if step else 0,
         )
         for each, step in steps.items()
@@ -379,14 +376,14 @@ def plan(
 
 
 def as_text(machine: dict[str, Any], *, compress: bool = False) -> str:
-    """Return the definition as JSON, easy to read unless it is to be small.
+    """Return the definition as JSON, indented unless it would exceed the size limit.
 
     Args:
-        machine: The definition, as `compiled` returns it.
-        compress: Whether to leave out all white space in any case.
+        machine: The definition, from `compiled`.
+        compress: Whether to omit all white space in any case.
 
     Raises:
-        InvalidInput: It is larger than Step Functions allows, also without white space.
+        InvalidInput: If the definition is larger than Step Functions allows.
     """
     text = json.dumps(machine, indent=None if compress else 2)
     small = json.dumps(machine, separators=(",", ":"))
@@ -457,7 +454,7 @@ def _variables(
     *,
     in_store: bool,
 ) -> dict[str, str]:
-    """The environment of all jobs."""
+    """Return the environment variables of all jobs."""
     return {
         **passed_on(),
         "AWS_DEFAULT_REGION": account.region,
@@ -469,15 +466,15 @@ def _variables(
 
 
 def metadata_of_jobs(settings: Settings, aws: AwsSettings, *, in_store: bool) -> str:
-    """Return the address of the metadata as jobs see it.
+    """Return the URL of the metadata store for jobs.
 
     Args:
         settings: The settings of the program that deploys.
-        aws: The settings of AWS; `internal_url` is the service's address as jobs see it.
-        in_store: Whether jobs record runs in the datastore, without a service.
+        aws: The AWS settings; `internal_url` is the URL of the metadata service for jobs.
+        in_store: Whether jobs record runs in the datastore.
 
     Raises:
-        InvalidSetting: The metadata cannot be reached from jobs.
+        InvalidSetting: If jobs cannot access the metadata store.
     """
     if in_store:
         service = aws.internal_url if settings.metadata == "service" else None
@@ -501,7 +498,7 @@ def metadata_of_jobs(settings: Settings, aws: AwsSettings, *, in_store: bool) ->
 
 
 def _bucket(storage: str) -> tuple[str, str]:
-    """Bucket and prefix (with a slash at its end, or empty) of the store."""
+    """Return the bucket and the prefix of the store; the prefix is empty or ends with a slash."""
     needs_s3(storage)
     bucket, _, prefix = storage.removeprefix("s3://").partition("?")[0].partition("/")
     prefix = prefix.strip("/")

@@ -1,4 +1,4 @@
-"""The records of one run that many jobs write to, none of which knows of the others."""
+"""The records of one run, which many independent jobs write concurrently."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore, RunRecord, TaskView
     from aflow.scheduler.states import RunState
 
-TRIES = 200  # to write a record, while others do so, too
-_BACKOFF = Backoff(0.005, 1.0, growth=1.2)  # the jobs of a wide foreach end together
-PAGE = 500  # tasks whose results are reused in one commit
+TRIES = 200  # attempts of a commit that conflicts with those of other jobs
+_BACKOFF = Backoff(0.005, 1.0, growth=1.2)  # the jobs of a wide foreach end at the same time
+PAGE = 500  # tasks whose results are taken over in one commit
 
 
 def open_records(settings: Settings) -> MetadataStore:
-    """Return the metadata, open, in which jobs of state machines record runs: the object store, if
-    the metadata service is one of Metaflow's own, which cannot keep what they record.
+    """Return the open metadata store in which jobs of state machines record runs. That is the
+    object store if the metadata service is one of Metaflow, which cannot store aflow's records.
 
     Args:
-        settings: The settings of this program: its metadata and its datastore.
+        settings: The settings of this program, with its metadata store and datastore.
 
     Raises:
-        MetadataError: The metadata does not answer.
+        MetadataError: If the metadata store does not respond.
     """
     metadata = open_metadata(settings.metadata_url)
     if not isinstance(metadata, RegisteringMetadata):
@@ -43,7 +43,7 @@ def open_records(settings: Settings) -> MetadataStore:
 
 
 class Records:
-    """The records of one run. Calls block."""
+    """The records of one run. All methods block."""
 
     def __init__(self, metadata: MetadataStore, run: RunRecord) -> None:
         self.metadata = metadata
@@ -54,12 +54,12 @@ class Records:
         """Return the records of a run.
 
         Args:
-            metadata: The open metadata store; it stays open.
+            metadata: The open metadata store; the caller closes it.
             flow: The name of the flow.
-            run: The id of the run, which the execution's name is.
+            run: The id of the run.
 
         Raises:
-            NotFound: The run was not recorded: the job that begins it has failed.
+            NotFound: If the run is not recorded, because its first job failed.
         """
         found = metadata.run(flow, run)
         if found is None:
@@ -67,15 +67,14 @@ class Records:
         return cls(metadata, found)
 
     def commit(self, batch: Batch) -> None:
-        """Write a batch that does not depend on what others have written meanwhile.
+        """Commit a batch; retry if another job has changed the run's version.
 
         Args:
-            batch: The records to write. It is tried again where the run's version has changed
-                meanwhile.
+            batch: The records to write, which must not depend on concurrent commits.
 
         Raises:
-            NotFound: The run does not exist.
-            MetadataUnavailable: Other jobs have written before every try.
+            NotFound: If the run was deleted.
+            MetadataUnavailable: If all attempts conflicted with commits of other jobs.
         """
         version = self.run.version
         for tried in range(TRIES):
@@ -107,15 +106,15 @@ class Records:
         return there, self.metadata.attempts(self.run.key, task) if there else []
 
     def take_over(self, origin: RunRecord, now: float) -> int:
-        """Record the tasks that an earlier run of the flow has finished as finished in this run,
-        too. May be called again: what is recorded already is skipped.
+        """Record the finished tasks of an earlier run of the flow as finished in this run.
+        Idempotent: tasks that are recorded already are skipped.
 
         Args:
             origin: The run that is resumed.
             now: The present time, in seconds since the epoch.
 
         Returns:
-            How many tasks were recorded.
+            The number of tasks that were recorded.
         """
         there = {view.task.task for view in self.metadata.tasks(self.run.key, light=True)}
         count = 0
@@ -130,13 +129,13 @@ class Records:
         return count
 
     def end(self, state: RunState, reason: str, now: float, *, of_tasks: str) -> None:
-        """Record the end of the run, and of the tasks that still run.
+        """Record the end of the run, and its running tasks as cancelled.
 
         Args:
-            state: The state of the run.
-            reason: Why the run has ended so, in a sentence.
+            state: The final state of the run.
+            reason: The reason for the state of the run, as one sentence.
             now: The present time, in seconds since the epoch.
-            of_tasks: Why the tasks are cancelled, in a sentence.
+            of_tasks: The reason for the cancellation of tasks, as one sentence.
         """
         cancelled = [
             view.attempt._replace(state=AttemptState.CANCELLED, finished_at=now, reason=of_tasks)

@@ -1,7 +1,7 @@
-"""What the jobs of a deployed flow have to know of it: one object in the store, and variables.
+"""The inputs of the jobs of a deployed flow: a spec in the datastore, and environment variables.
 
-The object holds no secrets and is named by the digest of its bytes. What is pickled in it (values
-of configs) is read by the process that runs the flow, and by nobody else.
+The spec contains no secrets, and its name is the digest of its bytes. Pickled values in it (of
+configs) are unpickled only in the process that runs the flow.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
     from aflow.task.program import LoadRequest
 
 VERSION = 1
-# The user of runs that AWS starts, as in Metaflow: they are in the namespace of production, and not
-# among the runs of the user who has deployed the flow.
+# The user of runs that AWS starts, as in Metaflow: they belong to the production namespace, not to
+# the user who deployed the flow.
 NOBODY = "SFN"
-ENDED = "Step Functions Execution Status Change"  # the kind of an event of EventBridge
+ENDED = "Step Functions Execution Status Change"  # the detail type of EventBridge events
 
 
 class DeploymentSpec(NamedTuple):
-    """A deployed flow, as its jobs run it.
+    """The specification of a deployed flow for its jobs.
 
-    `code` is the key of the code package, `script` the flow file's name inside of it. `graph` and
-    `policies` are plain values, as `as_dict` gives them. `branch` and `production` are those of
-    the flow's project. `events` are the parameters that events give, by the names of the events:
-    {parameter: field of the event's detail}; `flows` are those whose ends start this one, by the
-    names of their machines. `environments` are those of steps with packages of their own.
+    `code` is the key of the code package, `script` the name of the flow's file in it. `graph` and
+    `policies` are plain values from `as_dict`. `branch` and `production` are options of @project.
+    `events` maps the names of events to {parameter: field of the event's detail}. `flows` are the
+    flows whose end triggers this one, by the names of their state machines. `environments` are
+    those of the steps that request packages.
     """
 
     flow: str
@@ -64,18 +64,18 @@ class DeploymentSpec(NamedTuple):
     environments: Mapping[str, Shipped] = {}
 
     def encode(self) -> bytes:
-        """Return the spec as bytes; the same for the same deployment."""
+        """Return the spec as bytes, which are equal for equal specs."""
         return packed(VERSION, self)
 
     @classmethod
     def decode(cls, data: bytes) -> DeploymentSpec:
-        """Return the spec that `encode` gave.
+        """Return the spec that `encode` returned as bytes.
 
         Args:
-            data: The object, as `encode` returned it.
+            data: The encoded spec.
 
         Raises:
-            InvalidMessage: The bytes are not a deployment, or a newer aflow has written them.
+            InvalidMessage: If the bytes are malformed, or were written by a newer aflow.
         """
         newer = "The flow was deployed by a newer aflow: use an image that has the same."
         with unreadable("A deployed flow's description is damaged"):
@@ -87,17 +87,16 @@ def spec_key(data: bytes) -> str:
     """Return the key of an encoded spec: its digest.
 
     Args:
-        data: The spec, as `encode` returned it; equal specs have one key, so that a deployment can
-            be repeated.
+        data: The encoded spec; equal specs have the same key, so that deployments are idempotent.
     """
     return digest_of([data], len(data))
 
 
 def spec_name(key: str) -> str:
-    """Return the object, by its name in the store, that holds a spec.
+    """Return the name of the object in the store that contains a spec.
 
     Args:
-        key: The key, as `spec_key` returned it.
+        key: The key, from `spec_key`.
     """
     return f"deploy/specs/{blob_key(key)}"
 
@@ -107,12 +106,12 @@ def read_spec(store: ObjectStore, key: str) -> DeploymentSpec:
 
     Args:
         store: The datastore of the deployment.
-        key: The key, which the state machine gives to each job.
+        key: The key, from the variables of the job.
 
     Raises:
-        ObjectNotFound: There is no spec of this key.
-        CorruptBlob: The bytes of the object do not have this digest.
-        InvalidMessage: A newer aflow has written it.
+        ObjectNotFound: If there is no spec with this key.
+        CorruptBlob: If the digest of the object does not match.
+        InvalidMessage: If the spec was written by a newer aflow.
     """
     data = bytes(store.get(spec_name(key)))
     if spec_key(data) != key:
@@ -121,11 +120,11 @@ def read_spec(store: ObjectStore, key: str) -> DeploymentSpec:
 
 
 class StateJobVariables(NamedTuple):
-    """What the variables of one job say; the names are those of the state machine (machine.py).
+    """The environment variables of one job, which the state machine sets (machine.py).
 
-    `step` is None in the job that notes a failure, for which `error` names it. `limit` is how many
-    seconds the execution may take, `started` when it began, as Step Functions writes times; None
-    without a limit.
+    `step` is None in the job that records a failure; `error` is then the error of Step Functions.
+    `limit` is the timeout of the execution in seconds, and `started` its start time in the format
+    of Step Functions; both are None without a timeout.
     """
 
     deployment: str
@@ -147,7 +146,7 @@ class StateJobVariables(NamedTuple):
         """Return the variables of this process.
 
         Raises:
-            InvalidInput: Where it is no such job.
+            InvalidInput: If a variable is missing, so that this is not a job of a state machine.
         """
         needed = partial(variable_of, "a job of a state machine")
         started = looked_up("SFN_STARTED")
@@ -168,11 +167,11 @@ class StateJobVariables(NamedTuple):
         )
 
 
-# The result of a job, for the state machine: a small object in the bucket, which the next state
+# The result of a job for the state machine: a small object in the bucket, which the next state
 # reads. Pure functions.
 
 
-FAILURE_RESULT = "run-failed"  # stands for a step in the name of the object
+FAILURE_RESULT = "run-failed"  # used instead of a step in the name of the object
 
 
 def result_name(flow: str, run: str, step: str, place: str) -> str:
@@ -188,48 +187,47 @@ def result_name(flow: str, run: str, step: str, place: str) -> str:
 
 
 def state_after(run: str, step: str, place: str, started: str | None) -> dict[str, Any]:
-    """Return the state of the machine as it goes on behind a step; `started` is there if it was
-    before.
+    """Return the data that the state machine passes on after a step.
 
     Args:
         run: The id of the run.
         step: The name of the step that has ended.
-        place: The place of the task: the indices of the foreachs around it.
-        started: When the run started, as Step Functions writes times; None to leave it out.
+        place: The place of the next tasks (see tasks.py).
+        started: The start of the execution in the format of Step Functions; None to omit it.
     """
     state: dict[str, Any] = {"run": run, "place": place, "from": {"step": step}}
     return state if started is None else {**state, "started": started}
 
 
 def switch_result(state: Mapping[str, Any], next_step: str) -> dict[str, Any]:
-    """Return the state, and which step follows.
+    """Return the result of a switch: the data to pass on, with the next step.
 
     Args:
-        state: What `state_after` has returned.
-        next_step: The name of the step that follows.
+        state: The data from `state_after`.
+        next_step: The name of the next step.
     """
     return {**state, "next": next_step}
 
 
 def foreach_result(state: Mapping[str, Any], items: Sequence[int], *, distributed: bool) -> Any:
-    """Return the items by their numbers: with the state, or alone for a distributed map, which
-    reads them by itself.
+    """Return the result of a foreach: the data to pass on, with the indices of the items; only the
+    indices for a distributed map, which reads this list itself.
 
     Args:
-        state: What `state_after` has returned.
+        state: The data from `state_after`.
         items: The indices of the items of the foreach, from 0.
-        distributed: Whether the foreach is a distributed map, which reads the list from the store.
+        distributed: Whether the foreach is a distributed map.
     """
     return [*items] if distributed else {**state, "items": [*items]}
 
 
-# What an execution was started with: by `trigger`, by a schedule, by an event, or by the end of
-# another run. A pure function of its input.
+# The input of an execution, which was started by `trigger`, a schedule, an event, or the end of
+# another run. Pure functions.
 
 
 class TriggerPayload(NamedTuple):
-    """Values of parameters by name, the run to resume, and the pathspecs of the runs whose end
-    started this one."""
+    """The decoded input of an execution: the values of parameters by name, the id of the run to
+    resume, and the pathspecs of the runs whose end triggered this one."""
 
     parameters: dict[str, Any]
     origin: str | None = None
@@ -239,19 +237,19 @@ class TriggerPayload(NamedTuple):
 def payload_of(
     text: str | None, events: Mapping[str, Mapping[str, str]], flows: Mapping[str, str]
 ) -> TriggerPayload:
-    """Return what the input of an execution asks for.
+    """Return the decoded input of an execution.
 
-    `{"Parameters": "{...}"}` is what Metaflow gives, too (the values as a text of JSON); `resume`
-    adds `"Origin"`. Else it is an event of EventBridge: the end of an execution of one of the
-    machines of `flows`, or one whose detail holds the fields that `events` names.
+    The input is `{"Parameters": "{...}"}` as in Metaflow, with the values as a JSON string, to
+    which `resume` adds `"Origin"`; or an EventBridge event: either the end of an execution of a
+    state machine in `flows`, or an event with the fields in `events`.
 
     Args:
-        text: The input as JSON; None and "" count as an empty object.
-        events: Which field of an event gives which parameter, by event and parameter.
-        flows: The names of flows, by the ARN of their machines.
+        text: The input as JSON; None or "" for an empty object.
+        events: The fields of events, by the name of the event and the parameter.
+        flows: The names of flows, by the names of their state machines.
 
     Raises:
-        InvalidInput: The input is not JSON, or not of one of these forms.
+        InvalidInput: If the input is not JSON, or not of one of these forms.
     """
     whole = _object(text or "{}", "The input of the execution")
     if "detail-type" in whole:

@@ -1,5 +1,5 @@
-"""Which task a job of a state machine is of, what it reads, and whether another attempt at it
-follows: pure functions of the graph, the place and the attempts before."""
+"""Determine the task of a state machine's job, its inputs and its next attempt: pure functions of
+the graph, the place and the earlier attempts."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
     from aflow.flow.graph import Graph, Node
     from aflow.metadata.base import AttemptRecord
 
-# Where a task of a state machine stands, and the number that it has for that.
+# The place of a task in a state machine, and the task number that is derived from it.
 #
-# There is nobody who counts tasks while a state machine runs. So a task's number follows from its
-# step and its place alone: another attempt at it, or the join after it, finds it without asking.
+# A state machine has no coordinator that could assign task numbers. So the number of a task is a
+# function of its step and place: a later attempt, or a join after it, computes the same number.
 #
-# A place is the way through the open foreachs: one level for the flow itself and one for each
-# foreach, from the outside in, joined by dots. A level is an index (0 for the flow itself) and, in
-# a loop, how often the loop has gone round there: `0`, `0.3`, `0_2.3.11_1`.
+# A place identifies the enclosing foreach items: one level for the flow itself and one for each
+# enclosing foreach, outermost first, joined by dots. A level is the index of the item (0 for the
+# flow itself) and, in a loop, the number of completed iterations: `0`, `0.3`, `0_2.3.11_1`.
 #
-# Numbers grow along the way of an item, since a join takes the task of the highest number for the
-# last one; they stay below 10**18, the largest that a pathspec may name.
+# The numbers of the tasks of an item increase, because a join takes the task with the highest
+# number as the last one. They are below 10**18, the limit of task numbers in pathspecs.
 
 
 ROOT = "0"
 _LEVEL_BITS = 44  # for all levels of a place together
-_ORDER_BITS = 12  # for steps, times the rounds of a loop
-_HASHED = 7  # the kind of a number that is a digest, since the place has too many parts
+_ORDER_BITS = 12  # for the position of the step, plus the iterations of a loop times the steps
+_HASHED = 7  # the kind of a number with a digest of the place, because the place needs more bits
 
 
 class Level(NamedTuple):
-    """One level of a place: which item, and how often a loop has gone round."""
+    """One level of a place: the index of the item, and the number of completed loop iterations."""
 
     index: int  # type: ignore[assignment]
     rounds: int = 0
@@ -52,10 +52,10 @@ def parse(place: str) -> tuple[Level, ...]:
     """Return the levels of a place.
 
     Args:
-        place: The place of the task: the indices of the foreachs around it.
+        place: The place of a task, for example `0.3`.
 
     Raises:
-        InvalidInput: For a text that is none.
+        InvalidInput: If the place is malformed.
     """
     try:
         levels = tuple(Level(*map(int, each.split("_"))) for each in place.split("."))
@@ -67,36 +67,37 @@ def parse(place: str) -> tuple[Level, ...]:
 
 
 def format_place(levels: Sequence[Level]) -> str:
-    """Return the place of these levels.
+    """Return the place with these levels.
 
     Args:
-        levels: The foreachs around the task, the outermost first.
+        levels: The level of the flow, then those of the enclosing foreachs, outermost first.
     """
     return ".".join(map(str, levels))
 
 
 def rounds_added(place: str, more: int) -> str:
-    """Return the place after the loop has gone round this many times more (or less).
+    """Return the place with a number added to the loop iterations of its innermost level.
 
     Args:
-        place: The place of the task: the indices of the foreachs around it.
-        more: How many more rounds there are.
+        place: The place of a task.
+        more: The number of iterations to add; may be negative.
     """
     *outer, last = parse(place)
     return format_place([*outer, last._replace(rounds=last.rounds + more)])
 
 
 def around(place: str) -> str:
-    """Return the place of the foreach that the place is in.
+    """Return the place of the task that opened the innermost foreach.
 
     Args:
-        place: The place of the task: the indices of the foreachs around it.
+        place: The place of a task inside a foreach.
     """
     return format_place(parse(place)[:-1])
 
 
 def ordered(graph: Graph) -> dict[str, int]:
-    """Return the steps from 1 on, each after those that lead to it, but for loops.
+    """Return the position of each step in topological order, from 1; back edges of loops are
+    ignored.
 
     Args:
         graph: The steps of the flow and the transitions between them.
@@ -118,7 +119,7 @@ def ordered(graph: Graph) -> dict[str, int]:
 
 
 def looping(graph: Graph) -> frozenset[str]:
-    """Return the switches from which the flow may come back to them.
+    """Return the names of the switches that are part of a loop.
 
     Args:
         graph: The steps of the flow and the transitions between them.
@@ -142,15 +143,15 @@ def _reached(graph: Graph, steps: Sequence[str]) -> set[str]:
 
 
 def number_of(order: Mapping[str, int], step: str, place: str) -> int:
-    """Return the number of the task; `order` is `ordered` of its graph.
+    """Return the number of a task.
 
     Args:
-        order: The position of each step in the graph, which makes numbers unique within a level.
+        order: The positions of the steps, from `ordered`.
         step: The name of the step.
-        place: The place of the task: the indices of the foreachs around it.
+        place: The place of the task.
 
     Raises:
-        InvalidInput: A loop inside of a foreach has gone round too often for the number's bits.
+        InvalidInput: If a loop inside a foreach has too many iterations for the bits of a number.
     """
     levels = parse(place)
     turn = levels[-1].rounds * len(order) + order[step]
@@ -177,15 +178,15 @@ def number_of(order: Mapping[str, int], step: str, place: str) -> int:
 
 
 def _digest(levels: Sequence[Level]) -> int:
-    """What stands for a place whose parts are too large: 44 bits, so that two of a hundred
-    thousand tasks of a step meet in one of 3,000 runs."""
+    """Return a digest of a place whose levels need too many bits. It has 44 bits: of 3,000 runs
+    with a hundred thousand tasks of a step, one has a collision."""
     text = format_place([*levels[:-1], Level(levels[-1].index)])
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest()) >> (64 - _LEVEL_BITS)
 
 
 class TaskReference(NamedTuple):
-    """A task: its number, what it reads, and the innermost foreach around it: the task that opened
-    it, the item, and whether the task is the first one of the item."""
+    """A task: its number, its inputs, and the innermost foreach: the task that opened it, the index
+    of the item, and whether the task is the first one of the item."""
 
     task: int
     inputs: Inputs
@@ -207,33 +208,33 @@ class Numbers:
 
         Args:
             step: The name of the step.
-            place: The place of the task: the indices of the foreachs around it.
+            place: The place of the task.
         """
         return number_of(self._order, step, place)
 
     def loops(self, step: str) -> bool:
-        """Return whether a switch is in a loop, so that the flow may come back to it.
+        """Return whether a step is a switch that is part of a loop.
 
         Args:
-            step: The name of a switch.
+            step: The name of a step.
         """
         return step in self._looping
 
     def after(self, step: str, place: str) -> str:
-        """Return the place of the tasks that follow a switch; in a loop one more round is counted.
+        """Return the place of the tasks after a switch; in a loop, one iteration is added.
 
         Args:
-            step: The name of a switch; the place stays the same unless it is in a loop.
-            place: The place of the task: the indices of the foreachs around it.
+            step: The name of a switch.
+            place: The place of the switch's task.
         """
         return rounds_added(place, 1) if step in self._looping else place
 
     def before(self, step: str, place: str) -> int:
-        """Return the number of the task of a step that leads to this place, in the same scope.
+        """Return the number of the previous task, in the same scope.
 
         Args:
-            step: The name of the step that leads here.
-            place: The place of the task: the indices of the foreachs around it.
+            step: The name of the previous step.
+            place: The place of the present task.
         """
         return self.of(step, rounds_added(place, -1) if step in self._looping else place)
 
@@ -243,14 +244,15 @@ class Numbers:
         """Return the task of the step at a place.
 
         Args:
-            step: The name of the step that the job is for.
-            place: The place of the task: the indices of the foreachs around it.
-            came_from: The name of the step before, as the state machine passes it on.
-            branches: Where each branch of the join has ended, as the state machine passes it on;
-                None for a step that is not a join.
+            step: The name of the step.
+            place: The place of the task.
+            came_from: The name of the previous step, from the variables of the job.
+            branches: The last step and place of each branch as JSON, from the variables of the job;
+                None if the step does not join branches.
 
         Raises:
-            InvalidInput: The flow has no such step in this version, or the branches are malformed.
+            InvalidInput: If the deployed version of the flow has no such step, or a variable is
+                malformed.
         """
         if step not in self._graph.nodes:
             raise InvalidInput(f"Flow {self._graph.flow} has no step {step!r} in this version.")
@@ -263,7 +265,7 @@ class Numbers:
         return TaskReference(self.of(step, place), inputs, split, index, opens)
 
     def _opener(self, node: Node) -> str | None:
-        """The innermost foreach around a step."""
+        """Return the step that opens the innermost foreach around a step; None outside of one."""
         foreachs = [each for each in node.splits if self._graph[each].kind is Kind.FOREACH]
         return foreachs[-1] if foreachs else None
 
@@ -284,7 +286,7 @@ class Numbers:
 
 
 def _pairs(branches: str) -> list[tuple[str, str]]:
-    """Last step and place of each branch."""
+    """Return the last step and the place of each branch."""
     try:
         ends = json.loads(branches)
         return list(zip(ends["step"], ends["place"], strict=True))
@@ -294,16 +296,16 @@ def _pairs(branches: str) -> list[tuple[str, str]]:
         ) from None
 
 
-# What the next attempt at a task is, after those before it: a pure function.
+# The next attempt of a task: a pure function of the earlier attempts.
 
 
 _FAILED = (AttemptState.FAILED, AttemptState.TIMED_OUT)
-_LOST = (AttemptState.LOST, AttemptState.RUNNING)  # one that never reported its end was lost
+_LOST = (AttemptState.LOST, AttemptState.RUNNING)  # an attempt without a recorded end was lost
 
 
 class NextAttempt(NamedTuple):
-    """The next attempt: its number, when it may begin, whether it is the last, and whether the
-    step is not to be run, since @catch settles it."""
+    """The next attempt: its number, its earliest start, whether it is the last one, and whether it
+    does not run the step because @catch settles the task."""
 
     attempt: int
     not_before: float
@@ -312,12 +314,12 @@ class NextAttempt(NamedTuple):
 
 
 def next_attempt(policy: StepPolicy, before: Sequence[AttemptRecord]) -> NextAttempt | None:
-    """Return what comes after these attempts, oldest first; None where the task has had all it may
-    have. What was interrupted costs nothing.
+    """Return the next attempt of a task; None if it has no attempts left. Interrupted attempts do
+    not count.
 
     Args:
         policy: The retry policy of the step.
-        before: The attempts of the task that were recorded before.
+        before: The recorded attempts of the task, oldest first.
     """
     number = before[-1].attempt + 1 if before else 0
     failures = sum(each.state in _FAILED for each in before)

@@ -1,8 +1,9 @@
-"""Runs that failed before a job had recorded them: the image, the code, the store or the metadata
-was not there.
+"""Record runs that failed before a job could record them, for example because the image, the code,
+the datastore or the metadata store was not available.
 
-The state machine itself leaves an object for such a run, with the error of AWS. A reader that looks
-at runs next records it: as a run that has failed, with its reason and the end of its job's log.
+For such a run the state machine itself writes an object with the error of AWS to the bucket. The
+next program that lists runs records it as a failed run, with the reason and the end of the job's
+log.
 """
 
 from __future__ import annotations
@@ -56,16 +57,16 @@ def _record(
     last_lines: Callable[[Mapping[str, Any]], Sequence[str]],
     now: float,
 ) -> None:
-    """Record the runs of these objects, which are deleted then. One that is gone or malformed is
+    """Record the runs of these objects and delete the objects. Missing and malformed objects are
     skipped."""
     for name in names:
         *_, flow, run = name.split("/")
         try:
             note = json.loads(bytes(store.get(name)))
-            while isinstance(note, str):  # some write a text as JSON
+            while isinstance(note, str):  # some emulators of AWS encode the body twice
                 note = json.loads(note)
             ids.flow_name(flow), ids.run_id(run)
-        except (ObjectNotFound, InvalidName, ValueError):  # another has recorded it, or it is none
+        except (ObjectNotFound, InvalidName, ValueError):  # recorded by another process, malformed
             continue
         reason = "The run failed before it was recorded. " + why(note.get("error"), last_lines)
         at = _time(note.get("started"), now)
@@ -86,16 +87,16 @@ def _record(
         try:
             key = metadata.create_run(made, Manifest("_parameters").encode()).key
             metadata.commit(key, 0, Batch(run=RunUpdate(RunState.FAILED, now, reason)))
-        except VersionConflict:  # it was recorded after all
+        except VersionConflict:  # the run is already recorded
             pass
         store.delete(name)
 
 
 def why(error: Any, last_lines: Callable[[Mapping[str, Any]], Sequence[str]]) -> str:
-    """Return what a state of AWS says of its failure, in a sentence.
+    """Return the reason of a failed state as a sentence.
 
     Args:
-        error: The error in the history of the execution.
+        error: The error of the state, with `Error` and `Cause`.
         last_lines: Returns the last lines of a job's log.
     """
     details = error if isinstance(error, Mapping) else {}
@@ -113,7 +114,7 @@ def why(error: Any, last_lines: Callable[[Mapping[str, Any]], Sequence[str]]) ->
 
 
 def _as_described(value: Any) -> Any:
-    """What a state machine says of a job, as `describe_jobs` says it."""
+    """Return the description of a job by Step Functions with keys as in `describe_jobs`."""
     if isinstance(value, Mapping):
         return {key[:1].lower() + key[1:]: _as_described(each) for key, each in value.items()}
     return [_as_described(each) for each in value] if isinstance(value, list) else value
@@ -127,11 +128,12 @@ def _time(value: Any, now: float) -> float:
 
 
 def look(settings: Settings, flow: str | None = None) -> None:
-    """Record what state machines have left of runs, where flows are deployed: before runs are
-    listed. A service that does not answer then is logged: the list stays as it was.
+    """Record the runs for which state machines have left objects. Called before runs are listed;
+    if a service does not respond, that is logged and nothing is recorded.
 
     Args:
-        settings: The settings of this program; nothing is done unless the datastore is in S3.
+        settings: The settings of this program; nothing is done unless a role for state machines is
+            configured and the datastore is in S3.
         flow: The name of the flow; None for all flows.
     """
     if AwsSettings.load().machine_role is None or not settings.storage_url.startswith("s3://"):

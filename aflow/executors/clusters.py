@@ -79,7 +79,7 @@ class Cluster(Protocol):
     name: str
 
     def lacking(self, count: int) -> str | None:
-        """Return why the cluster in its present size can never run this many workers at once; None
+        """Return why a cluster of this size can never run this many workers at the same time; None
         if it can.
 
         Args:
@@ -365,7 +365,8 @@ class RayCluster:
         self._begun: set[int] = set()
 
     def lacking(self, count: int) -> str | None:
-        """Return why the cluster can never run this many workers at once; None if it can."""
+        """Return why the cluster can never run this many workers at the same time; None if it
+        can."""
         nodes = [each["Resources"] for each in self._ray.nodes() if each["Alive"]]
         return lacking(count, self._asked(), nodes, self.name)
 
@@ -489,7 +490,8 @@ class DaskCluster:
         self._unplaced: list[int] = []
 
     def lacking(self, count: int) -> str | None:
-        """Return why the cluster can never run this many workers at once; None if it can."""
+        """Return why the cluster can never run this many workers at the same time; None if it
+        can."""
         return lacking(count, self._asked(), [*self._offers().values()], self.name)
 
     def _asked(self) -> dict[str, float]:

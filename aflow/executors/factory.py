@@ -72,9 +72,9 @@ class Travelling(NamedTuple):
 def locations(definition: FlowDefinition, options: RunOptions) -> dict[str, str]:
     """Return where each step runs: `local`, `queue`, `batch`, `slurm` or `kubernetes`.
 
-    `options.executor` decides for all steps. If it is `local`, a step still runs elsewhere if it
-    has @queue and a queue is configured, @batch and a job queue is configured, @slurm and this
-    machine has Slurm, or @kubernetes and a namespace is configured.
+    With the executor `queue`, all steps run on the queue. With any other executor, `in_jobs`
+    returns the steps that run as jobs. With the executor `local`, steps with @queue run on the
+    queue if one is configured. All remaining steps run locally.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
@@ -106,9 +106,10 @@ def in_jobs(
 ) -> dict[str, str]:
     """Return the steps that run as jobs, each with its job system.
 
-    These are all steps if `executor` is a job system. Otherwise they are the steps with the
-    decorator of a job system, if that was given by `--with` or the system is available. If a step
-    has several, AWS Batch takes precedence over Slurm, and Slurm over Kubernetes.
+    A job system runs all steps if `executor` names it. Otherwise it runs the steps with its
+    decorator, if `decospecs` name it or it is available: a job queue (AWS Batch) or a namespace
+    (Kubernetes) is configured, or this machine has sbatch (Slurm). If several systems apply to a
+    step, AWS Batch takes precedence over Slurm, and Slurm over Kubernetes.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
@@ -454,7 +455,7 @@ def executor_for(
     made: dict[str, Executor] = {}
     inside: dict[str, Executor] = {}  # steps on this machine that have an environment of their own
     if needs_processes(definition, of_step):
-        # An attempt that handles the failure of a job needs none of the step's packages.
+        # An attempt that handles the failure of a job does not need the step's packages.
         steps = [name for name, place in of_step.items() if place == "local"]
         here = _Processes(definition, options, clock, grace, steps)
         made["local"] = here.made(zygote)
@@ -542,8 +543,7 @@ class _Processes:
         """Return the arguments that all executors share if steps request resources of the machine:
         slots, and the amounts that each attempt requests."""
         options = self._options
-        # Processes that run many attempts, and the one that runs coroutines, have limits of their
-        # own.
+        # Processes that run many attempts, and the one that runs coroutines, limit themselves.
         workers = options.max_workers if options.isolation == "task" else None
         found = admission_for(self._definition, self._steps, options.resources, workers)
         if found is None:

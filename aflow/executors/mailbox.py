@@ -431,8 +431,8 @@ class RemoteExecutor(ABC, Generic[R]):
 # Messages from jobs to the coordinator of their run, as objects in the datastore.
 #
 # A job writes its reports as numbered messages below a prefix of the run. The coordinator lists the
-# prefix, reads new messages, and deletes them after they have been committed. Listings are strongly
-# consistent. Calls block, and are thread-safe.
+# prefix, reads new messages, and deletes them after they have been committed. On NFS, listings may
+# lag behind (LAG in jobs/executor.py). Calls block, and are thread-safe.
 
 
 _FOR_NAMES = str.maketrans(":#@~", "....")  # not allowed in names of objects

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 DEFAULT_POOL = "default"
 
-# Kinds of events in reports. Each is an array that begins with kind, task and attempt.
+# Kinds of events in reports. Each event is an array that starts with kind, task and attempt.
 STARTED = 0  # [.., pid, at]
 LOGGED = 1  # [.., stream, at, bytes]
 ENDED = 2  # [.., peak memory, CPU seconds, *rest of AttemptReport]
@@ -203,11 +203,12 @@ class DrainMessage(NamedTuple):
 
 
 class Presence(NamedTuple):
-    """What a worker announces about itself.
+    """The announcement of a worker.
 
-    These are its pools, the number of tasks that it runs at a time, the ids of messages that it has
-    held for a while, and the runs (groups of messages) that it declines, with the reasons. A worker
-    without access to the metadata store sends its record in `about`, for a server to register it.
+    It contains its pools, the number of tasks that it runs at a time, the ids of messages that it
+    has held for a while, and the runs (groups of messages) that it declines, with the reasons. A
+    worker without access to the metadata store sends its record in `about`, for a server to
+    register it.
 
     Announcements are not signed: they only affect what is displayed, and what coordinators wait
     for."""

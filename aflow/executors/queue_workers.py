@@ -7,8 +7,8 @@ their reports into a topic of the run; see executors/mailbox.py.
 
 Brokers can lose data (a restart without persistence, an eviction, a failover to a lagging replica).
 Therefore a message is put again if its attempt is neither queued, nor held by a worker, nor
-reported. When the run has ended, its messages are removed, and a marker in the datastore keeps
-workers from running those that they still receive.
+reported. When the run has ended, its cancel messages and its reports topic are removed, and a
+marker in the datastore makes workers skip task messages that are left.
 """
 
 from __future__ import annotations
@@ -101,8 +101,7 @@ class QueueExecutor(RemoteExecutor[Lease]):
         self._put_at: dict[AttemptKey, float] = {}  # when their messages were put
         self._missing: set[AttemptKey] = set()  # unknown to the queue at the last check
         self._cancel_messages: dict[str, list[str]] = {}  # by worker: ids of our cancel messages
-        # By pool: start of the time without a capable worker.
-        self._unfit_since: dict[str, float] = {}
+        self._unfit_since: dict[str, float] = {}  # since when a pool has no capable worker
         self._queue: Any = None  # a Queue after `start`
 
     def recover(self, orphans: Sequence[Orphan]) -> Sequence[Orphan]:
@@ -185,8 +184,9 @@ class QueueExecutor(RemoteExecutor[Lease]):
         self._missing.discard(attempt_key)
 
     async def conclude(self) -> None:
-        """Remove what is left of the ended run from the queue, and mark the run so that workers
-        skip the rest."""
+        """Remove the run's cancel messages and its reports topic from the queue, and mark the run
+        as ended in the datastore, so that workers skip task messages that are left. Errors are
+        logged."""
         if self._stopped:
             return
         context = self._context
@@ -214,7 +214,7 @@ class QueueExecutor(RemoteExecutor[Lease]):
     # ------------------------------------------------------------ to workers
 
     async def _send(self) -> None:
-        await self._caught_up.wait()  # Do not put attempts again that have ended in the meantime
+        await self._caught_up.wait()  # unread reports may end attempts
         while True:
             await self._news.wait()
             self._news.clear()

@@ -70,8 +70,8 @@ class JobStatus(NamedTuple):
 
 
 class StepJob(Protocol):
-    """What all jobs of a step have in common, in the terms of the backend. The attempts of a gang
-    are the nodes of one job."""
+    """The properties shared by all jobs of a step, in the terms of the backend. The attempts of a
+    gang are the nodes of one job."""
 
     @property
     def step(self) -> str:
@@ -121,7 +121,7 @@ class JobSystem(Protocol[J_contra]):
 
     @property
     def advice(self) -> str:
-        """What users should check if jobs wait for a long time."""
+        """Advice for users whose jobs wait for a long time."""
 
     @property
     def limits(self) -> CallLimits:
@@ -187,8 +187,9 @@ class JobSystem(Protocol[J_contra]):
         """
 
     def suspects(self, array: str, members: Sequence[str], *, is_over: bool) -> Sequence[str]:
-        """Return the members that may have ended without a report; fewer than all if the system can
-        tell.
+        """Return the members that may have ended without a report.
+
+        These are fewer than all if the system can report which members have ended.
 
         Args:
             array: The id of the array.
@@ -239,7 +240,7 @@ def counted(states: Mapping[str, int]) -> str:
 
 
 def until_answered(system: str, call: Callable[[], object]) -> None:
-    """Retry the call while the system is unavailable at the start of a run; log what is waited for.
+    """Retry the call while the system is unavailable at the start of a run, and log the wait.
     Blocks.
 
     Args:

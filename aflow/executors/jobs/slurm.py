@@ -89,7 +89,7 @@ _PARTITION = "--partition="
 
 
 class SlurmJob(NamedTuple):
-    """What all jobs of a step have in common: the arguments of sbatch, and the Python
+    """The properties shared by all jobs of a step: the arguments of sbatch, and the Python
     interpreter."""
 
     step: str
@@ -148,7 +148,7 @@ def _more(step: StepDefinition, options: Any) -> list[str]:
 
 
 def _resources(step: StepDefinition, options: StepOptions, attempt: int) -> list[str]:
-    """Return the arguments for the maximum of what @resources and @slurm request."""
+    """Return the arguments for resources: the maximum of @resources and @slurm."""
     resources: Any = step.decorator("resources")
     forms = {"cpu": "--cpus-per-task={}", "memory": "--mem={}M", "disk": "--tmp={}M"}
     if options.value("gres") is None:

@@ -223,14 +223,14 @@ def run_job(
     try:
         variables = load()
         if looked_up("SERVICE_AUTH_KEY_SECRET") is not None:
-            from aflow.task.secrets_manager import fetch_service_key  # few jobs have one
+            from aflow.task.secrets_manager import fetch_service_key  # few jobs use a key
 
             fetch_service_key()
         # Before the fork, so that the zygote inherits these slow imports.
         store = open_store(storage_of(variables))
         # Before the directory is created: a process forked later would remove it when it exits.
         zygote = EarlyZygote(fork_zygote())
-        conceal_secrets()  # of the environment, which steps can read in /proc
+        conceal_secrets()  # which steps could read in /proc
         with ExitStack() as made:
             folder = made.enter_context(tempfile.TemporaryDirectory(prefix="aflow-"))
             made.callback(zygote.close)
@@ -255,8 +255,8 @@ def leave(code: int) -> NoReturn:
 
 
 class Work(NamedTuple):
-    """What an attempt belongs to: the run, its steps and its program, and the function that starts
-    a zygote."""
+    """The context of an attempt: the run, its steps and its program, and the function that starts a
+    zygote."""
 
     context: RunContext
     needs: Mapping[str, StepNeeds]
@@ -310,7 +310,7 @@ class JobAttempt:
         """Start the executor of the attempt.
 
         Args:
-            work: What the attempt belongs to.
+            work: The context of the attempt.
 
         Returns:
             The started executor; the caller stops it.

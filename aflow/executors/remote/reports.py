@@ -153,7 +153,7 @@ class ReportSender:
                 yield body
                 continue
             for event in part:
-                # Only ends are sent: they contain what has grown, and output was split before.
+                # Drop all but ends: they contain what has grown, and output was split before.
                 if event[0] == protocol.ENDED:
                     yield self._sealed(reader, [_too_large(event, self._queue.url)])
 

@@ -101,7 +101,7 @@ def definition_of(
         properties["networkConfiguration"] = {"assignPublicIp": assigned}
         platform = options.text("platform") or Settings.load().job_platform
         if platform:
-            from aflow.environments.solve import platform_named  # few say any
+            from aflow.environments.solve import platform_named  # few steps set a platform
 
             machine = {"aarch64": "ARM64"}.get(platform_named(platform).partition("-")[0])
             properties["runtimePlatform"] = {
@@ -164,7 +164,7 @@ def limit_of(step: StepDefinition | None, settings: AwsSettings, wait: float = 0
 
 
 def _resources(options: StepOptions, attempt: int) -> dict[str, str]:
-    """Return CPUs, memory in MB and GPUs: the maximum of what @batch and @resources request."""
+    """Return CPUs, memory in MB and GPUs: the maximum of @batch and @resources."""
     if options.step is None:
         return {"VCPU": "1", "MEMORY": "2048"}
     cpus = options.most("cpu", attempt, unsaid=CPU) or CPU
@@ -258,7 +258,7 @@ _TRUE_TEXTS = frozenset({"1", "true", "yes", "on"})
 
 
 class Mark(NamedTuple):
-    """What a job belongs to; stored in its parameters, by which it is found again."""
+    """The user, flow and run of a job; stored in its parameters, by which it is found again."""
 
     user: str
     flow: str
@@ -280,8 +280,8 @@ class Mark(NamedTuple):
 
 
 class BatchStepJob(NamedTuple):
-    """What all jobs of a step have in common. `limit` is the timeout of an attempt in seconds. The
-    attempts of a gang are the nodes of one job."""
+    """The properties shared by all jobs of a step. `limit` is the timeout of an attempt in seconds.
+    The attempts of a gang are the nodes of one job."""
 
     step: str
     definition: Definition
@@ -370,8 +370,8 @@ def submit_values(
     Those of a gang are nodes; otherwise several attempts form an array.
 
     Args:
-        job: What all jobs of the step have in common.
-        mark: What identifies the jobs of the run.
+        job: The properties shared by all jobs of the step.
+        mark: The user, flow and run.
         name: The unique name of the job.
         size: The number of attempts: the array's members, or the gang's nodes.
         environment: Additional environment variables, by name.
@@ -417,7 +417,7 @@ def job_name(mark: Mark, step: str, unique: str) -> str:
     """Return the unique name of a job, which ends with `unique`.
 
     Args:
-        mark: What identifies the jobs of the run.
+        mark: The user, flow and run.
         step: The name of the step.
         unique: A text that is unique to the submission; it is never truncated.
     """

@@ -308,7 +308,7 @@ class _ApiConnection:
 
 
 def _client_error() -> type[Exception]:
-    import aiohttp  # kubernetes-asyncio brings it, and it is loaded by now
+    import aiohttp  # installed with kubernetes-asyncio, and imported by it already
 
     return aiohttp.ClientError
 

@@ -74,8 +74,8 @@ _PULLS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "Err
 
 
 class _Seen(NamedTuple):
-    """What is known of a Job or of one of its members: the Job (None if it does not exist), the
-    index, and the pods (None if they were not requested)."""
+    """A Job or one of its members: the Job (None if it does not exist), the index of the member,
+    and its pods (None if they were not requested)."""
 
     job: Object | None
     place: int | None = None
@@ -285,7 +285,8 @@ class KubernetesSystem:
                     return
 
     def why_waiting(self, status: JobStatus) -> str:
-        """Return what its pods wait for, according to Kubernetes, or why the Job has no pods."""
+        """Return the reason why its pods wait, according to Kubernetes, or why the Job has no
+        pods."""
         asked = _JobId.parse(status.id)
         pods = self._pending(asked)
         reasons = [reason for pod in pods if (reason := why_pending(pod))]

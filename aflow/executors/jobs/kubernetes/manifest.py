@@ -50,7 +50,7 @@ _VENDORS = {"nvidia": "nvidia.com/gpu", "amd": "amd.com/gpu", "intel": "gpu.inte
 
 
 class KubernetesStepJob(NamedTuple):
-    """What all Jobs of a step have in common: namespace, pod template and labels.
+    """The properties shared by all Jobs of a step: namespace, pod template and labels.
 
     `meeting_timeout` is in seconds, for members of a gang."""
 
@@ -353,7 +353,7 @@ def job_manifest(
     """Return the manifest of a Job of `size` pods.
 
     Args:
-        job: What all Jobs of the step have in common; it is copied, not changed.
+        job: The properties shared by all Jobs of the step; copied, not changed.
         owner_labels: The labels for user, flow, run and step, by key.
         name: The name of the Job, and of a gang's service.
         size: The number of pods: attempts of an array, or members of a gang.
@@ -415,7 +415,7 @@ def service_manifest(job: KubernetesStepJob, name: str, uid: str) -> Manifest:
     """Return the headless service that gives members of a gang the host names `NAME-INDEX.NAME`.
 
     Args:
-        job: What all Jobs of the step have in common.
+        job: The properties shared by all Jobs of the step.
         name: The name of the Job and of the service.
         uid: The uid of the Job, which owns the service: Kubernetes deletes both together.
     """

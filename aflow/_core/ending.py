@@ -1,17 +1,18 @@
-"""How a process ends: as Python's own end would have it, without the time that this takes.
+"""Exit a process with the same effects as Python's finalization, but faster.
 
-At its end the interpreter takes every module apart, which costs 10 ms with nothing loaded and some
-hundred with the libraries of this field. `os._exit` costs nothing and loses what Python would still
-have done: files are flushed, `__del__` is called, generators run their `finally`. So an end is
-*judged*: threads are joined and exit functions run, as always; then the types of all objects that
-the process has made are looked at. Where plain files are all that is left to close, they are
-flushed here and the process ends at once. Where more could happen, the interpreter does it.
+The finalization of the interpreter clears every module, which takes 10 ms without libraries and
+some hundred with those for data science. `os._exit` is fast, but skips what the finalization does:
+flushing files, calling `__del__`, running `finally` blocks of generators. So the exit is *judged*:
+after joining threads and running exit functions as usual, the types of all objects are checked. If
+finalizing them would only close plain files, these are flushed here and the process calls
+`os._exit`. If it could have other effects, the interpreter finalizes the process.
 
-What is not known to be harmless counts as harmful: that costs time, and loses nothing. No method of
-the user's classes is called here.
+A type that is not known to be harmless counts as harmful, which takes time but loses nothing. No
+method of a user's class is called here.
 
-Objects in the collector's permanent generation (`gc.freeze`) are not looked at: only what was made
-before the user's code ran may be in it, or what was looked at while there was time (`look_ahead`).
+Objects in the permanent generation of the garbage collector (`gc.freeze`) are not checked. Only
+objects that were created before the user's code ran may be in it, or objects that were checked
+before (`look_ahead`).
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ from typing import Any, NoReturn
 
 from aflow._core.modules import file_of
 
-# What the end of an object of a type can do outside of the process. A function looks at the object
-# itself: it does here what Python would do, or says that it cannot (True: Python has to).
+# The effects outside of the process that finalizing an object of a type can have. A function checks
+# the object itself: it does what Python would do, or returns True if Python must do it.
 _NOTHING = None
 _UNKNOWN = "unknown"
 Judgement = Callable[[Any], bool] | str | None
 
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE
-_NO_HANDLERS = 0 if sys.version_info < (3, 12) else 1  # 3.12 puts one around each generator
+_NO_HANDLERS = 0 if sys.version_info < (3, 12) else 1  # 3.12 adds one to each generator
 
-# `__del__` methods that do nothing that is seen outside of the process: they free memory, close
-# what the kernel closes as well, or only warn where warnings are asked for.
+# `__del__` methods without effects outside of the process: they free memory, close descriptors,
+# which the kernel also does, or emit warnings that are disabled by default.
 _HARMLESS_DEL = frozenset({
     ("aflow.executors.local.child_worker", "AttemptBytes"),
     ("aflow.executors.local.child_worker", "AttemptStream"),
@@ -72,7 +73,7 @@ _HARMLESS_DEL = frozenset({
     ("xgboost.core", "QuantileDMatrix"),
 })  # fmt: skip
 
-# Libraries whose extension types hold memory, or what the kernel closes with the process.
+# Libraries whose extension types only own memory, or resources that the kernel releases.
 _HARMLESS_LIBRARIES = frozenset({
     "_blake3", "_brotli", "_cffi_backend", "_polars_runtime", "_polars_runtime_32",
     "_polars_runtime_64", "_polars_runtime_compat", "aflow", "aiohttp", "asyncpg", "bcrypt",
@@ -86,7 +87,7 @@ _HARMLESS_LIBRARIES = frozenset({
     "ujson", "uvloop", "wrapt", "xgboost", "xxhash", "yaml", "yarl", "zstandard",
 })  # fmt: skip
 _HARMLESS = sys.stdlib_module_names | _HARMLESS_LIBRARIES
-# Types of theirs, and of the standard library, which do more than that when they end.
+# Types of these libraries, and of the standard library, whose finalization has other effects.
 _HARMFUL_BASES = frozenset({
     ("_dbm", "dbm"),
     ("_gdbm", "gdbm"),
@@ -97,16 +98,15 @@ _HARMFUL_BASES = frozenset({
     ("pyarrow._orc", "ORCWriter"),
     ("sqlite3", "Blob"),
 })  # fmt: skip
-# Libraries that do things when the C library's exit functions run, or whose objects cannot be seen.
+# Libraries that register exit functions in C, or whose objects the garbage collector does not list.
 _HARMFUL_LIBRARIES = ("h5py", "mpi4py", "netCDF4", "tables")
 
 
 class Leave(SystemExit):
-    """The end of the program with an exit code, as `MyFlow()` raises it: whatever stands around the
-    call (`finally`, `with`, pytest, a debugger) goes on as with any SystemExit.
+    """The SystemExit that `MyFlow()` raises, so that `finally`, `with`, pytest and debuggers work.
 
-    Where nobody catches it the interpreter asks for the code when all frames have gone, and the
-    process ends by a judged end.
+    If it is not caught, the interpreter reads `code` after all frames have ended, and the process
+    exits by a judged exit.
     """
 
     @property
@@ -115,24 +115,21 @@ class Leave(SystemExit):
         code: int = self.args[0]
         try:
             sys._getframe(1)
-        except ValueError:  # no code of Python is above us: it is the interpreter that asks
+        except ValueError:  # there is no Python frame above: the interpreter reads the code
             _end_or_thaw(code)
         return code
 
 
 def leave(code: int = 0, release: Callable[[], None] | None = None) -> NoReturn:
-    """End this process with this exit code, as Python's own end would, wherever we are. `release`
-    drops what the caller holds of the user's objects; it is called only where the interpreter takes
-    the process apart: in a forked process it costs copies of the pages that it touches.
+    """Exit this process by a judged exit, from any stack depth.
 
-    What is on the stack stays as it is: `finally` blocks of the callers do not run, and what they
-    hold lives on. Where the stack can be left, `raise Leave(code)` is better.
+    `finally` blocks of the callers do not run, and objects on the stack are not finalized. If the
+    stack can be unwound, `raise Leave(code)` is better.
 
     Args:
         code: The exit code.
-        release: Drops the references that the caller holds to the user's objects. It is called only
-            where the interpreter is taken apart: in a forked process it costs copies of memory
-            pages.
+        release: Drops the references of the caller to the user's objects. It is only called if the
+            interpreter finalizes the process, because in a forked process it copies memory pages.
     """
     _end_or_thaw(code, release)
     import ctypes  # slow to import, and rarely needed
@@ -142,8 +139,10 @@ def leave(code: int = 0, release: Callable[[], None] | None = None) -> NoReturn:
 
 
 def _end_or_thaw(code: int, release: Callable[[], None] | None = None) -> None:
-    """End the process, if Python has nothing to do for it; else let Python's end reach all objects:
-    it would leave out those that are frozen, whose files would be empty."""
+    """Exit if Python need not finalize the process; otherwise unfreeze all objects.
+
+    Python does not finalize frozen objects, so their files would not be flushed.
+    """
     if not _needs_interpreter():
         os._exit(code & 0xFF)
     if release is not None:
@@ -151,19 +150,17 @@ def _end_or_thaw(code: int, release: Callable[[], None] | None = None) -> None:
     gc.unfreeze()
 
 
-_is_judging = False  # exit functions run because an end is judged
+_is_judging = False  # whether exit functions run as part of a judged exit
 
 
 def thaw() -> None:
-    """As an exit function of a program that has frozen objects: where Python itself ends it, let it
-    reach all of them."""
+    """Unfreeze all objects if Python finalizes the process; an exit function."""
     if not _is_judging:
         gc.unfreeze()
 
 
 def exit_code(error: SystemExit) -> int:
-    """Return the exit code of a program that ends with this exception. Where it is a text, the text
-    is printed on stderr, as Python does.
+    """Return the exit code for a SystemExit; print its text to stderr if it has one, like Python.
 
     Args:
         error: The exception that ends the program.
@@ -182,29 +179,31 @@ def exit_code(error: SystemExit) -> int:
 
 
 def prepare() -> None:
-    """Judge the types that are there now, before processes are forked which would each do so."""
+    """Judge all existing types, so that forked processes need not do so."""
     for kind in set(map(type, gc.get_objects())):
         _judged[kind] = _judge(kind)
     _has_unknown_extensions()
     _skip_finalizers_in_memory()
-    _flush_c()  # finds the function, which each process would do for itself
+    _flush_c()  # looks up the function, so that forked processes need not do so
 
 
 def look_ahead() -> None:
-    """Look at the objects that are there now, in a process that waits for others. Where their end
-    can do nothing outside of the process, the end has to look at those that come later alone."""
+    """Check all existing objects in advance, in a process that is waiting, and freeze them.
+
+    If all are harmless, the exit only needs to check objects that are created later.
+    """
     made = gc.get_objects()
     types_made = [*map(type, made)]
     judgements = {kind: _judge(kind) for kind in set(types_made)}
     if _UNKNOWN in judgements.values() or _has_unknown_extensions():
         return
     looked_at = {kind for kind, each in judgements.items() if callable(each)}
-    again = []  # files and all that goes on: how they end depends on how they are then
+    again = []  # files, generators etc., whose effects depend on their state at the exit
     for each in compress(made, map(looked_at.__contains__, types_made)):
         if type(each) is not weakref.ReferenceType:
             try:
                 again.append(weakref.ref(each))
-            except TypeError:  # there is none to an object of this type
+            except TypeError:  # the type does not support weak references
                 return
         elif _has_callback(each):
             return
@@ -220,8 +219,7 @@ _again: list[weakref.ReferenceType[Any]] = []
 
 
 def _needs_interpreter() -> bool:
-    """Do what Python does before it takes modules apart, and what is left to do where that is
-    little; whether it is more than that."""
+    """Do what Python does before it clears modules; return whether it must finalize the process."""
     global _is_judging
     _join_threads()
     _skip_finalizers_in_memory()
@@ -229,7 +227,7 @@ def _needs_interpreter() -> bool:
     atexit._run_exitfuncs()
     _is_judging = False
     if sys.flags.dev_mode or sys.flags.verbose or not all(map(_silences, sys.warnoptions)):
-        return True  # it may have something to say
+        return True  # Python may print warnings
     if not _flush_streams() or any(name in sys.modules for name in _HARMFUL_LIBRARIES):
         return True
     made = gc.get_objects()
@@ -239,25 +237,24 @@ def _needs_interpreter() -> bool:
             return True
         _flush_c()
         return False
-    except Exception:  # noqa: BLE001 -- an object in a state that we have not thought of
+    except Exception:  # noqa: BLE001 -- an object in an unexpected state
         return True
 
 
 def _silences(option: str) -> bool:
-    """Whether this option of Python's `-W` or PYTHONWARNINGS shows no warning that is not shown
-    without it."""
+    """Return whether an option of Python's `-W` or PYTHONWARNINGS does not enable any warning."""
     action = option.partition(":")[0].strip()
     return action != "" and "ignore".startswith(action)  # Python takes abbreviations
 
 
 def _join_threads() -> None:
-    """Wait for the threads that are not daemons, as Python does."""
+    """Wait for all non-daemon threads, like Python."""
     threading = sys.modules.get("threading")
     if threading is None:
         return
     try:
         threading._shutdown()
-    except BaseException:  # noqa: BLE001 -- Ctrl-C while it waits: Python says so, and goes on
+    except BaseException:  # noqa: BLE001 -- Python reports Ctrl-C during the wait, and continues
         kind, error, traceback = sys.exc_info()
         unraisable: Any = types.SimpleNamespace(
             exc_type=kind, exc_value=error, exc_traceback=traceback, err_msg=None, object=threading
@@ -266,8 +263,7 @@ def _join_threads() -> None:
 
 
 def _skip_finalizers_in_memory() -> None:
-    """Leave out finalizers of libraries that only tidy up memory: torch has 134, which take 50 ms
-    in a forked process."""
+    """Disable finalizers of torch that only free memory: all 134 take 50 ms in a forked process."""
     if "torch.library" in sys.modules:
         for each in weakref.finalize._registry.values():  # type: ignore[attr-defined]
             if each.atexit and each.func.__module__ == "torch.library":
@@ -275,19 +271,19 @@ def _skip_finalizers_in_memory() -> None:
 
 
 def _flush_streams() -> bool:
-    """Flush sys.stdout and sys.stderr, whatever they are now; whether that went well."""
+    """Flush the current sys.stdout and sys.stderr; return whether that succeeded."""
     for name in ("stdout", "stderr"):
         try:
             stream = getattr(sys, name, None)  # a program may have deleted it
             if stream is not None and not getattr(stream, "closed", False):
                 stream.flush()
-        except Exception:  # noqa: BLE001 -- Python tries again, and says what it says
+        except Exception:  # noqa: BLE001 -- Python will retry and report the error
             return False
     return True
 
 
 def _flush_c() -> None:
-    """Flush the streams of the C library, where code that writes to them may have been loaded."""
+    """Flush the streams of the C library, if code that writes to them may have been loaded."""
     global _fflush
     if "ctypes" not in sys.modules:
         return
@@ -296,12 +292,12 @@ def _flush_c() -> None:
     _fflush(None)
 
 
-_fflush: Any = None  # of the C library, once it was looked up
+_fflush: Any = None  # the function of the C library, after the first call
 
 
 def _need_more_than_a_look(made: list[Any]) -> bool:
-    """Whether one of these objects has an end that only Python can give it. Files are flushed."""
-    types_made = [*map(type, made)]  # each object is touched once: most are not in the cache
+    """Return whether Python must finalize one of these objects; flush those that are files."""
+    types_made = [*map(type, made)]  # touch each object only once: most are not in the CPU cache
     kinds = set(types_made)
     judgements = {kind: _judge(kind) for kind in kinds}
     if _UNKNOWN in judgements.values():
@@ -309,7 +305,7 @@ def _need_more_than_a_look(made: list[Any]) -> bool:
     if _has_unknown_extensions() and _refer_to_unknown(made):
         return True
     looked_at = {kind: each for kind, each in judgements.items() if callable(each)}
-    # All of this in C: there may be half a million objects.
+    # The loop is mostly in C, because there may be half a million objects.
     for each in compress(made, map(looked_at.__contains__, types_made)):
         if looked_at[type(each)](each):
             return True
@@ -317,10 +313,12 @@ def _need_more_than_a_look(made: list[Any]) -> bool:
 
 
 def _refer_to_unknown(made: Iterable[Any]) -> bool:
-    """Whether they refer to an object of a type that is unknown: the collector does not know all
-    objects itself."""
+    """Return whether the objects refer to one of an unknown type.
+
+    The garbage collector does not track all objects.
+    """
     seen = gc.get_referents(*made)
-    for _ in range(3):  # tuples and dictionaries of what it does not know are unknown to it as well
+    for _ in range(3):  # nor does it track tuples and dicts that only contain untracked objects
         if any(_judge(kind) == _UNKNOWN for kind in set(map(type, seen))):
             return True
         seen = gc.get_referents(
@@ -331,13 +329,14 @@ def _refer_to_unknown(made: Iterable[Any]) -> bool:
 
 # ------------------------------------------------------------------ types
 
-_judged: dict[type, Judgement] = {}  # by `prepare`
-_modules = 0  # how many were there when they were looked at
-_unknown_extensions = False  # whether one of them belongs to a library that we do not know
+_judged: dict[type, Judgement] = {}  # filled by `prepare`
+_modules = 0  # the number of modules that were already checked
+_unknown_extensions = False  # whether one of them is an extension of an unknown library
 
 
 def _judge(kind: type) -> Judgement:
-    """What the end of an object of this type can do. Not kept: what we hold would end later."""
+    """Return the judgement of a type. It is not cached, because a reference would keep the type
+    alive and delay its finalization."""
     if kind in _judged:
         return _judged[kind]
     for base in kind.__mro__:
@@ -356,11 +355,11 @@ def _judge(kind: type) -> Judgement:
 
 
 def _is_unknown_extension(kind: type) -> bool:
-    """Whether the type is written in C, by a library that we do not know."""
+    """Return whether the type is defined in an extension module of an unknown library."""
     home = _home(kind)
     top = _top(home)
     if top == "builtins":
-        # Types of Rust libraries say that they are of this module.
+        # Types of Rust libraries have this `__module__`.
         return bool(kind.__flags__ & _HEAP_TYPE) and not _is_of_harmless_library(kind)
     if top in _HARMLESS or type(kind).__module__ == "enum":
         return False
@@ -385,8 +384,10 @@ def _top(name: str) -> str:
 
 
 def _is_unknown(module: object) -> bool:
-    """Whether an extension module is of none of the harmless libraries, by its file: some call
-    themselves by another name."""
+    """Return whether a module is an extension that does not belong to a harmless library.
+
+    Checks its file, because the names of some extension modules do not contain the library.
+    """
     if not _is_extension(module):
         return False
     parts = (file_of(module) or "").split(os.sep)
@@ -401,9 +402,9 @@ def _is_extension(module: object) -> bool:
 
 
 def _has_unknown_extensions() -> bool:
-    """Whether a library that we do not know has brought extension modules."""
+    """Return whether an extension module of an unknown library has been imported."""
     global _modules, _unknown_extensions
-    # The newest are the last; a look at all of them would copy pages that forked processes share.
+    # Only check new modules, which are last: reading all would copy shared pages after a fork.
     new = [*islice(reversed(sys.modules), len(sys.modules) - _modules)]
     _modules = len(sys.modules)
     _unknown_extensions = _unknown_extensions or any(
@@ -416,7 +417,7 @@ def _has_unknown_extensions() -> bool:
 
 
 def _flush(file: Any) -> bool:
-    # A failure is not reported: Python does not report one either when it closes a forgotten file.
+    # Ignore failures, as Python does when it finalizes an open file.
     if not file.closed:
         try:
             file.flush()
@@ -426,7 +427,7 @@ def _flush(file: Any) -> bool:
 
 
 def _close_database(connection: Any) -> bool:
-    """Close it, which is what its end does: an open transaction is rolled back."""
+    """Close a connection, as its finalization would; an open transaction is rolled back."""
     try:
         connection.close()
     except Exception:  # noqa: BLE001 -- it belongs to another thread
@@ -435,13 +436,16 @@ def _close_database(connection: Any) -> bool:
 
 
 def _would_handle_its_end(generator: types.GeneratorType[Any, Any, Any]) -> bool:
-    """Whether it stands where a `finally`, `except` or `with` would run."""
+    """Return whether a generator is suspended, and its code has a `finally`, `except` or `with`."""
     return generator.gi_suspended and len(_handlers(generator.gi_code)) > _NO_HANDLERS
 
 
 def _handlers(code: types.CodeType) -> set[int]:
-    """Where the handlers of exceptions begin: the third number of each entry of the table, which
-    holds numbers in groups of six bits, the highest first."""
+    """Return the offsets of the exception handlers of a code object.
+
+    The offset is the third number of each entry in the exception table, which encodes numbers in
+    groups of six bits, most significant first.
+    """
     numbers: list[int] = []
     value = 0
     for byte in code.co_exceptiontable:
@@ -453,13 +457,13 @@ def _handlers(code: types.CodeType) -> set[int]:
 
 
 def _is_unfinished(coroutine: Any) -> bool:
-    """Python closes it, or says that it was never awaited."""
+    """Return whether Python would close the coroutine, or warn that it was never awaited."""
     frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "ag_frame", None)
     return frame is not None
 
 
 def _has_unretrieved_error(future: Any) -> bool:
-    """It has an exception that nobody has asked for."""
+    """Return whether the future has an exception that was never retrieved."""
     return bool(future._log_traceback)
 
 
@@ -468,13 +472,13 @@ def _is_pending(task: Any) -> bool:
 
 
 def _has_callback(reference: weakref.ReferenceType[Any]) -> bool:
-    """Whether code of the user's runs when what it refers to goes away."""
+    """Return whether a weak reference has a callback that may be code of the user."""
     callback: Any = reference.__callback__
     if callback is None:
         return False
     home = getattr(getattr(callback, "func", callback), "__module__", None)
     if not isinstance(home, str):
-        return False  # a function of C, as the method of a set
+        return False  # a C function, such as a method of a set
     return _top(home) not in _HARMLESS
 
 

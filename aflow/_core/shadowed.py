@@ -1,27 +1,26 @@
-"""Files of the user's that are named like a module that aflow needs: `queue.py`, `signal.py`.
+"""Files of the user that shadow a module that aflow needs: `queue.py`, `signal.py`.
 
-Python puts the folder of a program first on sys.path, so that a file there is imported in place of
-a module of its name. aflow imports some modules late, when they are needed: by then they could not
-be found any more. So they are imported before the program, which sees no difference unless it
-imports the file of that name itself. Then it is refused: both cannot be the module of that name.
+Python puts the folder of a program first on sys.path, so that a file there shadows a module of the
+same name. aflow imports some modules late, and would import the user's file instead. So it imports
+shadowed modules before it runs the program. If the program itself imports the file of that name,
+aflow rejects the program, because only one of them can be the module of that name.
 """
 
-# Without `from __future__ import annotations`, here and in all that `import aflow` imports first:
-# a file of the program may hide that module, too.
+# No `from __future__ import annotations` here and in the modules that `import aflow` imports first:
+# a file of the program may also shadow `__future__`.
 import os
 import sys
 
-# What aflow itself asks for, by the names under which it is imported.
+# The import names of aflow's dependencies.
 _OURS = frozenset(
     {"blake3", "click", "cloudpickle", "msgpack", "packaging", "rich", "uvloop", "zstandard"}
 )
-# Importing them does something, or takes long, and no library asks for them.
+# Modules that libraries do not import, and whose import is slow or has side effects.
 _NEVER = frozenset(
     {"antigravity", "idlelib", "lib2to3", "test", "this", "tkinter", "turtle", "turtledemo"}
 )
-# What every run imports of the standard library, in some of its processes. A program may have
-# modules of all other names for itself: whether it then finds what it needs of Python's is as
-# without aflow.
+# The modules of the standard library that some process of every run imports. A program may shadow
+# all others, with the same consequences as without aflow.
 NEEDED = frozenset(
     """
     __future__ array ast asyncio base64 binascii bisect bz2 collections concurrent contextlib
@@ -36,12 +35,12 @@ NEEDED = frozenset(
 
 
 def keep_importable(name: str, folder: str) -> None:
-    """Import the module that a program would hide by its own name, if aflow or the standard library
+    """Import the module that a program shadows by its own name, if aflow or the standard library
     may import it later.
 
     Args:
         name: The name of the program's module.
-        folder: The folder of the program; "" for the working folder.
+        folder: The folder of the program; "" for the working directory.
     """
     if name in sys.modules or name in _NEVER:
         return
@@ -51,10 +50,10 @@ def keep_importable(name: str, folder: str) -> None:
 
 
 def keep_hidden_by_main() -> None:
-    """The same for the file that Python runs as `__main__`, if it is one, and for those beside it.
+    """Import the modules that are shadowed by the file of `__main__`, or by files next to it.
 
-    Raises SystemExit, with one sentence on stderr, where the program cannot be run beside one of
-    them."""
+    Prints an error and raises SystemExit if that is not possible.
+    """
     file = getattr(sys.modules.get("__main__"), "__file__", None)
     if not file or not sys.path or not sys.path[0]:
         return
@@ -62,7 +61,7 @@ def keep_hidden_by_main() -> None:
     keep_importable(base.removesuffix(".py"), folder)
     first = os.path.realpath(sys.path[0])
     inside = os.path.realpath(file).removeprefix(os.path.join(first, ""))
-    # What lies elsewhere, or was installed, has not got its modules from there.
+    # A program in another folder, or an installed one, does not import its modules from there.
     if not os.path.isabs(inside) and "site-packages" not in inside:
         refusal = keep_hidden_beside(file, first) or _hides_from_python(first)
         if refusal is not None:
@@ -70,14 +69,14 @@ def keep_hidden_by_main() -> None:
             raise SystemExit(2)
 
 
-# Since 3.13 Python imports this before it runs the program of `python -c`, which is how processes
-# for tasks are started beside this one: with the folder on its path. What linecache itself needs it
-# imports when a line is asked for: by then our program has taken the folder from the path.
+# aflow starts processes for tasks with `python -c`, which has the working directory on its path.
+# Since 3.13 Python imports linecache before it runs the code. linecache imports its own
+# dependencies later, when aflow has already removed the folder from the path.
 BEFORE_PROGRAMS = frozenset({"linecache"} if sys.version_info >= (3, 13) else ())
 
 
 def _hides_from_python(folder: str) -> str | None:
-    """The sentence that says why no process for tasks can be started in this folder."""
+    """Return an error message if files in the folder prevent starting processes there."""
     name = next((each for each in _hidden_in(folder) if each in BEFORE_PROGRAMS), None)
     return None if name is None else _refusal(name, folder)
 
@@ -92,16 +91,15 @@ def _refusal(name: str, folder: str) -> str:
 
 
 def keep_hidden_beside(file: str | None, folder: str) -> str | None:
-    """Import the modules that files beside a program hide, before the program's folder is searched
-    first.
+    """Import the modules that are shadowed by files next to a program.
 
     Args:
-        file: The program, which has its modules in `folder`; None if there is no file.
-        folder: The folder whose files hide modules; "" for the working folder.
+        file: The program, which imports modules from `folder`; None if there is no file.
+        folder: The folder whose files shadow modules; "" for the working directory.
 
     Returns:
-        The sentence that says why that is not possible, where the program imports one of them
-        itself; else None.
+        An error message if the program itself imports a file that shadows a module that aflow
+        needs; otherwise None.
     """
     own = "" if file is None else os.path.basename(file).removesuffix(".py")
     hidden = [name for name in _hidden_in(folder) if name != own]
@@ -122,7 +120,7 @@ def keep_hidden_beside(file: str | None, folder: str) -> str | None:
 
 
 def _hidden_in(folder: str) -> list[str]:
-    """The names of modules that are imported from this folder in place of those of others."""
+    """Return the names of known modules that files in this folder shadow."""
     try:
         entries = os.listdir(folder or os.curdir)
     except OSError:
@@ -140,14 +138,14 @@ def _hidden_in(folder: str) -> list[str]:
 
 
 def _comes_first(name: str) -> bool:
-    """Whether Python has this module in itself, where no file can hide it."""
+    """Return whether the module is built-in or frozen, so that no file can shadow it."""
     import _imp
 
     return name in sys.builtin_module_names or bool(_imp.is_frozen(name))
 
 
 def _import_from_elsewhere(names: list[str], folder: str) -> None:
-    """Import modules as if nothing were in this folder."""
+    """Import modules with this folder removed from sys.path."""
     path = sys.path[:]
     hiding = os.path.realpath(folder or os.curdir)
     sys.path[:] = [each for each in path if os.path.realpath(each or os.curdir) != hiding]
@@ -156,15 +154,14 @@ def _import_from_elsewhere(names: list[str], folder: str) -> None:
             if name not in sys.modules:
                 try:
                     __import__(name)
-                except (ImportError, Warning):  # it is not there, or on its way out of Python
+                except (ImportError, Warning):  # not installed, or deprecated
                     continue
     finally:
         sys.path[:] = path
 
 
 def _imported_by(file: str, folder: str) -> set[str]:
-    """The names of the modules that a file imports, and those that files beside it import that it
-    imports itself."""
+    """Return the names of modules that a file imports, also through other files in `folder`."""
     import ast
 
     found: set[str] = set()
@@ -175,7 +172,7 @@ def _imported_by(file: str, folder: str) -> set[str]:
         try:
             with open(each, "rb") as opened:
                 tree = ast.parse(opened.read())
-        except (OSError, SyntaxError, ValueError):  # said where it is run
+        except (OSError, SyntaxError, ValueError):  # reported when the program runs
             continue
         names = set()
         for node in ast.walk(tree):

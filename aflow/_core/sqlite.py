@@ -1,4 +1,4 @@
-"""SQLite files that several processes of a machine use: transactions, and the clock of leases."""
+"""Transactions and the clock of leases, for SQLite files that several processes share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BUSY_TIMEOUT = 30.0  # seconds to wait for another process's transaction
 
 
 def url_of(path: Path) -> str:
-    """Return the URL of a file, as `sqlite:///path`.
+    """Return the URL of a file: `sqlite:///path`.
 
     Args:
         path: The absolute path of the file.
@@ -29,11 +29,13 @@ def url_of(path: Path) -> str:
 
 @contextmanager
 def one_process_at_a_time(path: Path) -> Iterator[None]:
-    """Enclose what gives a new file its write-ahead log: SQLite would turn away at once, without
-    waiting, a process that does so while another one reads the file.
+    """Lock the folder of a file, to switch a new file to write-ahead logging.
+
+    Without the lock SQLite fails immediately, ignoring the busy timeout, if another process reads
+    the file.
 
     Args:
-        path: The file, whose folder exists and is locked.
+        path: The file; its folder must exist.
     """
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -45,7 +47,7 @@ def one_process_at_a_time(path: Path) -> Iterator[None]:
 
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """Enclose a transaction that may write: it is kept if the block ends well, also on the disk.
+    """Run the block in a write transaction: commit at its end, or roll back if it raises.
 
     Args:
         db: The connection, in autocommit mode.
@@ -55,22 +57,22 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
         yield
         db.execute("COMMIT")
     except BaseException:
-        if db.in_transaction:  # else SQLite has ended it, as after a full disk
+        if db.in_transaction:  # SQLite rolls back by itself after some errors, such as a full disk
             db.execute("ROLLBACK")
         raise
 
 
 class LeaseClock:
-    """The time that leases in a SQLite file are measured with, the same for all its processes.
+    """The clock for the leases in a SQLite file, which all processes that use the file share.
 
-    It advances evenly while the machine is up, even if the wall clock is set: a clock that is set
-    back would keep the leases of dead processes for as long, and one that is set forward would end
-    those of living processes. The file says what to add to the monotonic time of this machine; the
-    first process after a start of the machine writes that, by the clock as it is then, into the
-    table lease_clocks (number INTEGER PRIMARY KEY, domain TEXT UNIQUE, ahead REAL).
+    It is monotonic while the machine is up, even if the wall clock is set. Otherwise setting the
+    wall clock back would extend the leases of crashed processes, and setting it forward would
+    expire those of running ones. The file contains the offset to the monotonic time of the machine.
+    The first process after a boot computes it from the wall clock, and writes it to the table
+    lease_clocks (number INTEGER PRIMARY KEY, domain TEXT UNIQUE, ahead REAL).
     """
 
-    _KEPT = 20  # rows: starts of machines
+    _KEPT = 20  # the number of rows, one for each boot of a machine
 
     def __init__(self, clock: Clock, domain: str | None = None) -> None:
         self._clock = clock
@@ -78,17 +80,16 @@ class LeaseClock:
         self._ahead: float | None = None
 
     def now(self) -> float:
-        """Seconds; near to those since the epoch."""
-        if self._ahead is None:  # nobody has written it since the start of the machine
+        """Return the time in seconds, approximately since the epoch."""
+        if self._ahead is None:  # no process has written it since the boot
             return self._clock.now()
         return self._ahead + self._clock.monotonic()
 
     def read(self, db: sqlite3.Connection) -> None:
-        """Take over what the file says, if it says something. Cheap where it is known already.
+        """Read the offset from the file, unless it is already known.
 
         Args:
-            db: The connection to the database; `begin` has to be called inside of a transaction
-                that may write.
+            db: The connection to the database.
         """
         if self._ahead is None and self._domain:
             found = db.execute(
@@ -97,16 +98,14 @@ class LeaseClock:
             self._ahead = None if found is None else float(found[0])
 
     def begin(self, db: sqlite3.Connection) -> bool:
-        """Read the file's clock within a transaction that may write, and write it if it is not
-        there yet.
+        """Read the offset from the file, and write it if it is missing.
 
         Args:
-            db: The connection to the database; `begin` has to be called inside of a transaction
-                that may write.
+            db: The connection to the database, in a write transaction.
 
         Returns:
-            True if this is the first process since the machine was started. Then the holder of no
-            lease in the file is alive, unless other machines use the file.
+            True if this is the first process since the boot of the machine. Then the holders of all
+            leases in the file are gone, unless other machines use the file.
         """
         self.read(db)
         if self._ahead is not None or not self._domain:
@@ -122,12 +121,12 @@ class LeaseClock:
 
     @contextmanager
     def transaction(self, db: sqlite3.Connection, shorten: Callable[[], object]) -> Iterator[None]:
-        """Enclose a transaction that may write, and that this clock can be used in.
+        """Run the block in a write transaction in which this clock can be used.
 
         Args:
             db: The connection, in autocommit mode.
-            shorten: Called if this is the first process since the machine was started. Then the
-                holder of no lease in the file is alive, unless other machines use the file.
+            shorten: Called if this is the first process since the boot of the machine. Then the
+                holders of all leases in the file are gone, unless other machines use the file.
         """
         first = False
         try:
@@ -142,6 +141,6 @@ class LeaseClock:
             raise
 
     def forget(self) -> None:
-        """Read it from the file the next time: a transaction that wrote it was rolled back, or the
-        file is another one now."""
+        """Forget the offset, because the transaction that wrote it was rolled back or the file was
+        replaced."""
         self._ahead = None

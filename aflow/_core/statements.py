@@ -1,4 +1,4 @@
-"""Statements of SQL, and scripts of Lua, in files of their own, by name."""
+"""Read named SQL statements and Lua scripts from files."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from pathlib import Path
 
 @cache
 def statements_in(file: Path) -> dict[str, str]:
-    """Return the statements of a file in which each follows a line `-- name: ...`, by name.
+    """Return the statements in a file, by name; each follows a line `-- name: ...`.
 
-    A name that begins with `_` is that of a part, which stands in others as `{_name}`: conditions
-    that several statements have are written once.
+    A name that starts with `_` is a fragment, such as a condition that several statements share; it
+    is inserted for `{_name}` in other statements, and not returned.
 
     Args:
-        file: The file, which is read once.
+        file: The file; the result is cached.
     """
     each_named = (each.partition("\n") for each in f"\n{file.read_text()}".split("\n-- name: ")[1:])
     found = {name.strip(): text.strip() for name, _, text in each_named}
     parts = {name: text for name, text in found.items() if name.startswith("_")}
 
     def whole(text: str) -> str:
-        for name, part in parts.items():  # a part may hold those that follow it
+        for name, part in parts.items():  # a fragment may contain those after it
             text = text.replace(f"{{{name}}}", part)
         return text
 

@@ -1,4 +1,4 @@
-"""msgpack that others may have written, unpacked with a bound on what is made of it."""
+"""Unpack untrusted msgpack data, with limits on the number and the nesting of containers."""
 
 from __future__ import annotations
 
@@ -9,32 +9,37 @@ import msgpack
 
 T = TypeVar("T")
 
-# Bytes that begin a list, a map or an extension: there are as many of these as that at most, and
-# counting bytes costs next to nothing.
+# The first bytes of lists, maps and extensions. Their count in the data is an upper bound for the
+# number of containers, and is fast to compute.
 _BEGINNINGS = bytes(
     [*range(0x80, 0xA0), *range(0xC7, 0xCA), *range(0xD4, 0xD9), *range(0xDC, 0xE0)]
 )
-# Extensions inside of each other. Each level is a call of msgpack's C code with 50 kB on its stack,
-# and a copy of what is inside: 150 of them overflow the stack, and end the process.
+# The maximum nesting of extensions. Each level is a call of msgpack's C code with 50 kB of stack
+# and a copy of the content: 150 levels overflow the stack, and crash the process.
 _DEEPEST = 16
 _TOO_DEEP = "its records are too deep"
 
-Extended = Callable[[int, Any], Any]  # makes the value of an extension, of its code and content
+Extended = Callable[[int, Any], Any]  # returns the value of an extension from its code and content
 
 
 def unpack(data: bytes, most: int, extended: Extended | None = None, **how: Any) -> Any:
-    """Return the value in bytes of msgpack, with a limit on the containers in it. An empty map is
-    one byte to send and 64 to keep, and no other thread has its turn while they are made.
+    """Unpack a msgpack value, with a limit on the number of containers in it.
+
+    An empty map takes one byte of data and 64 bytes of memory, and unpacking blocks all other
+    threads.
 
     Args:
         data: The bytes.
-        most: How many lists, maps and extensions are allowed.
-        extended: Makes the values of msgpack's extensions; None where none are allowed.
+        most: The maximum number of lists, maps and extensions.
+        extended: Returns the value of an extension; None if extensions are not allowed.
         **how: Options of `msgpack.unpackb`.
 
+    Returns:
+        The value.
+
     Raises:
-        ValueError: The bytes are not msgpack, or there are more; TypeError, KeyError and
-            RecursionError are possible, too.
+        ValueError: If the bytes are not valid msgpack, or contain more containers. Invalid data may
+            also raise TypeError, KeyError or RecursionError.
     """
     at_most = len(data) - len(data.translate(None, _BEGINNINGS))
     if at_most <= most:
@@ -43,17 +48,17 @@ def unpack(data: bytes, most: int, extended: Extended | None = None, **how: Any)
 
 
 def with_extensions(extended: Extended | None, **how: Any) -> dict[str, Any]:
-    """Return the options of msgpack that have it unpack extensions, too.
+    """Return options for `msgpack.unpackb` that unpack extensions up to the maximum nesting.
 
     Args:
-        extended: Makes the values of msgpack's extensions; None where none are allowed.
-        **how: Options of `msgpack.unpackb`.
+        extended: Returns the value of an extension; None if extensions are not allowed.
+        **how: Other options of `msgpack.unpackb`.
     """
     return how if extended is None else {**how, "ext_hook": _Deeper(extended, how, _DEEPEST)}
 
 
 class _Deeper:
-    """Unpacks extensions, of which this many may be inside of each other."""
+    """Unpacks extensions that are nested at most `left` levels deep."""
 
     __slots__ = ("_extended", "_how", "_inner", "_left")
 
@@ -61,7 +66,7 @@ class _Deeper:
         self._extended = extended
         self._left = left
         self._how = how
-        self._inner: dict[str, Any] = {}  # made when the first one is met
+        self._inner: dict[str, Any] = {}  # created for the first extension
 
     def __call__(self, code: int, data: bytes) -> Any:
         if not self._inner:
@@ -73,7 +78,7 @@ class _Deeper:
 
 
 class _Bounded:
-    """Unpacks one value, with at most this many lists, maps and extensions in it."""
+    """Unpacks one value with at most `most` lists, maps and extensions in it."""
 
     def __init__(self, most: int, extended: Extended | None, how: dict[str, Any]) -> None:
         self._left = most
@@ -84,7 +89,7 @@ class _Bounded:
             self._how["ext_hook"] = self._counted_extension
 
     def unpack(self, data: bytes) -> Any:
-        """See the function of this name."""
+        """Unpack a value; see the function `unpack`."""
         return msgpack.unpackb(data, **self._how)
 
     def _counted(self, value: T) -> T:

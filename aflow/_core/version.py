@@ -1,7 +1,7 @@
-"""The version of aflow, and the name of its distribution; the only place that states them."""
+"""The version of aflow, and the name of its distribution."""
 
 from __future__ import annotations
 
 __version__ = "0.2.0"
-# Another project's distribution is called like our package: nothing may ask an index for `aflow`.
+# The distribution `aflow` on PyPI is another project: never install `aflow` from an index.
 DISTRIBUTION = "aflow-runtime"

@@ -17,7 +17,7 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
-__all__ = [  # noqa: PLE0604 -- texts: __getattr__ finds what they name
+__all__ = [  # noqa: PLE0604 -- strings that __getattr__ resolves
     *sorted(_HOME_OF)
 ]
 

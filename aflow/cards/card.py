@@ -47,7 +47,7 @@ class Card:
     RELOAD_POLICY_ALWAYS: ClassVar[str] = "always"
     RELOAD_POLICY_ONCHANGE: ClassVar[str] = "onchange"
     RELOAD_POLICY: ClassVar[str] = "never"
-    RELOAD_POLICY_TOKEN: ClassVar[str] = "[METAFLOW_RELOAD_TOKEN]"  # noqa: S105 -- a place in a page
+    RELOAD_POLICY_TOKEN: ClassVar[str] = "[METAFLOW_RELOAD_TOKEN]"  # noqa: S105 -- a placeholder
     runtime_data: Any = None
     # Built-in types get component objects and a Graph instead of plain values.
     _takes_objects: ClassVar[bool] = False
@@ -87,7 +87,7 @@ class Card:
         reloaded.
 
         Args:
-            task: The running task, with the artifacts set so far.
+            task: The task, which may have ended, with the artifacts set so far.
             data: The data of the refresh: see the class.
         """
         return None
@@ -97,7 +97,7 @@ class Card:
         RELOAD_POLICY_ONCHANGE.
 
         Args:
-            task: The running task, with the artifacts set so far.
+            task: The task, which may have ended, with the artifacts set so far.
             data: The data of the refresh: see the class.
 
         Returns:

@@ -19,7 +19,7 @@ from aflow._core.records import dataclass, field
 from aflow._core.wording import plural
 from aflow.errors import InvalidInput
 
-_MAX_TEXT = 10_000  # characters of one value
+_MAX_TEXT = 10_000  # maximum characters shown of one value
 
 
 class Component:
@@ -107,7 +107,7 @@ class Table(Component):
             truncate: Whether to show only the first 100 rows.
         """
         shown = dataframe.head(100) if truncate else dataframe
-        # Row by row as tuples, which keep the type of each column.
+        # itertuples keeps the type of each column.
         rows = [list(row) for row in shown.itertuples(name=None)]
         return cls(rows, ["", *map(str, shown.columns)])
 
@@ -316,7 +316,8 @@ class JSONViewer(Component):
 
 
 class VegaChart(Component):
-    """A Vega-Lite chart (a dict), rendered to SVG with the card. Needs vl-convert-python."""
+    """A Vega-Lite or Vega chart (a dict), rendered to SVG with the card. Needs
+    vl-convert-python."""
 
     def __init__(self, spec: Mapping[str, Any], show_controls: bool = False) -> None:
         self._spec = dict(spec)

@@ -45,8 +45,8 @@ def page_of(
     *,
     save_errors: bool = False,
 ) -> str:
-    """Return the page of a card. If rendering fails, raise its error or, with `save_errors`, return
-    a page that shows it.
+    """Return the page of a card. If rendering fails, its error is raised or, with `save_errors`, a
+    page that shows it is returned.
 
     Args:
         task: A finished task of the client.

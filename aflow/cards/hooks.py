@@ -131,7 +131,7 @@ class Cards:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        return getattr(self._main, name)  # append, extend, clear, refresh, components
+        return getattr(self._main, name)  # delegates append, extend, clear, refresh, components
 
     def __len__(self) -> int:
         return len(self._main)

@@ -293,7 +293,7 @@ async def send_stream(
     try:
         await attended(request, work)
         await response.write_eof()
-    except ConnectionResetError:  # the client has gone
+    except ConnectionResetError:  # the client has disconnected
         pass
     except (TimeoutError, AflowError, web.HTTPUnauthorized) as error:
         why = error.reason if isinstance(error, web.HTTPUnauthorized) else str(error)

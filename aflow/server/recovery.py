@@ -26,10 +26,10 @@ KIND = "server"
 """The kind of lease holder of runs that a server has started."""
 
 LOOK = 2.0  # seconds between searches
-RECOVERY = 3600.0  # seconds after which a run that cannot be recovered has failed
+RECOVERY = 3600.0  # seconds after which an unrecoverable run is recorded as failed
 _MOST = 100  # runs per search
 BACKOFF = Backoff(2 * LOOK, 300.0)  # between attempts to recover the same run
-_FEWEST = 5  # failed attempts (about a minute of them) before a run is given up
+_FEWEST = 5  # failed attempts (about a minute) before a run can be recorded as failed
 _LOADING = 120.0  # seconds for a recovering process to acquire the lease of its run
 _REMEMBERED = 600.0  # seconds after which the attempts for a recovered run are forgotten
 _FORGET = 600.0  # seconds between removals of stored run requests

@@ -55,6 +55,7 @@ async def json_of(request: web.Request) -> bytes:
 
     Requiring the content type protects from pages of other sites, which cannot send it without a
     preflight request. Raises what `body_of` and `check_json` raise.
+
     Args:
         request: The request whose body is read.
     """

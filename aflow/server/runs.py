@@ -169,6 +169,7 @@ class Runs:
 
         Imports the flow's file in a child process; nothing is run or recorded. Raises the errors of
         `begin` except CoordinatorFull.
+
         Args:
             order: The code package, the flow and the options of the run.
 

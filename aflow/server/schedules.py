@@ -411,6 +411,7 @@ class Scheduling:
     def change(self, name: str, fields: Mapping[str, Any]) -> Schedule:
         """Change some fields of a schedule (`cron`, `timezone`, `missed`, `overlap`, `parameters`,
         `tags`, `paused` and the author). Blocks.
+
         Args:
             name: The name of the schedule.
             fields: New values by field; other fields are ignored.

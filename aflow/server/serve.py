@@ -174,7 +174,7 @@ async def _serve(
     stop, hurry = asyncio.Event(), asyncio.Event()
 
     def stop_requested() -> None:
-        # The first signal asks for a graceful end, the second one cuts the grace time short.
+        # The first signal requests a graceful shutdown, the second one ends the grace time.
         (hurry if stop.is_set() else stop).set()
 
     for signum in (signal.SIGTERM, signal.SIGINT):

@@ -568,6 +568,7 @@ class Views:
         at present. With `search`, only matching lines are returned, and a limited number of lines
         is read. With `tail`, only the last lines are returned, and `skipped` is the number of lines
         before them.
+
         Args:
             run: The run.
             step: The name of the step; None for all steps.

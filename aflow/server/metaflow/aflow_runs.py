@@ -168,7 +168,7 @@ class Joined:
 # aflow's records as rows of the service, and the filters on them.
 
 
-_NAMES = {"user": "user_name", "run_id": "run_number"}  # filters named differently
+_NAMES = {"user": "user_name", "run_id": "run_number"}  # filters named unlike their fields
 _COMPARED: dict[str, Callable[[Any, Any], bool]] = {
     "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le,
     "gt": operator.gt, "ge": operator.ge, "co": operator.contains, "sw": str.startswith,
@@ -206,7 +206,7 @@ def scope_of(run: RunRecord) -> RunScope:
     """
     return RunScope(
         flow=run.flow,
-        number=0,  # the service names runs without a number by their name
+        number=0,  # not used: the run has a name
         name=run.run,
         user=run.user,
         ts_epoch=_milliseconds(run.created_at),

@@ -244,7 +244,7 @@ class MetaflowApi:
         is_new = name == "add_run" and own is not None and own.has_flow(asked.flow)
 
         def answered_in(session: Transaction) -> JsonResponse | Listing:
-            if is_new:  # clients see that the flow of an own run exists
+            if is_new:  # clients do not register flows of aflow's own runs
                 flows.register_flow(session, asked)
             return route.answer(session, asked)
 

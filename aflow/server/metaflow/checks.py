@@ -24,7 +24,7 @@ except ImportError as error:
         "The metadata service needs google-re2: install aflow-runtime[server]."
     ) from error
 
-LONGEST = 1000  # characters
+LONGEST = 1000  # characters of a regular expression
 
 
 def is_found(pattern: str, value: str) -> bool:

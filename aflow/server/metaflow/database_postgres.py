@@ -77,6 +77,6 @@ class PostgresDatabase:
 
 
 def _placed(sql: str) -> bytes:
-    """Return the statement with psycopg's placeholders, as bytes: its type hints accept only
-    literal strings."""
+    """Return the statement with psycopg's placeholders, as bytes, since psycopg's type hints accept
+    only literal strings."""
     return sql.replace("?", "%s").encode()

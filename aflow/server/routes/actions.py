@@ -291,7 +291,7 @@ class ActionRoutes:
         One request changes at most 200 runs and takes about two seconds; send the `cursor` of the
         response until it is null. With `dry_run` nothing is changed: the response counts the runs
         that would be changed, and those that cannot be, by reason. Send its `until` with the
-        requests that follow, so that runs which were created meanwhile are not changed."""
+        requests that follow, so that runs created in the meantime are not changed."""
         batch = _batch_of(
             await fields_in(request, schemas.BATCH_REQUEST, "here"), self._clock.now()
         )
@@ -396,7 +396,7 @@ class ActionRoutes:
     async def delete_run(self, request: web.Request) -> web.StreamResponse:
         """Delete the records of a run that has ended.
 
-        The next `aflow gc` deletes its data from the datastore, except for what other runs share.
+        The next `aflow gc` deletes its data from the datastore, except data shared with other runs.
         """
         run = await run_of(request, self._views)
 

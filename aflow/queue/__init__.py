@@ -1,4 +1,4 @@
-"""Work that waits for workers."""
+"""Queues of messages between coordinators and workers."""
 
 from aflow._core.lazy import modules_of
 

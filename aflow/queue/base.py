@@ -1,34 +1,34 @@
-"""The port of the queue: messages by topic, handed out by lease, delivered at least once.
+"""The port of the queue: messages by topic, consumed with leases, delivered at least once.
 
-A topic is a name of `[A-Za-z0-9_.-]`, at most 64 characters, and needs no making. `tasks.POOL` has
-tasks for the workers of a pool, `reports.OWNER` what workers report to the coordinator of that
-name.
+A topic is a name of up to 64 characters of `[A-Za-z0-9_.-]`, and need not be created. The topic
+`tasks.POOL` contains the tasks for the workers of a pool, `reports.OWNER` the reports of workers to
+the coordinator of that name.
 
-What every backend promises, and tests/contracts/test_queues.py checks:
+Every backend guarantees the following; tests/contracts/test_queues.py checks it:
 
-- `put` of many is all or nothing. A message whose id the topic has already (ready, leased or
-  buried) is not put again.
-- A message is with one lease at a time. `lease` hands out those that are ready; it waits for the
-  first of them, up to `wait` seconds, and is woken by a `put` rather than looking again and again.
-- Messages of a higher priority go first. Of one priority the groups of a topic take turns: a
-  message's group is what stands before the first `:` of its id (a run, for tasks), and a group with
-  many messages does not hold up one with few. Within a group they come roughly in the order in
-  which they were put; one that comes back goes before the others.
-- `skip` names groups whose messages are left to others.
-- A lease ends by `ack` (the message is gone), by `release` (it is ready again), or when its time
-  has passed: then the message is delivered again. `deliveries` counts, the current one included.
-- A message that comes back after `max_deliveries` deliveries is buried: kept to be looked at, and
-  not delivered again until `redrive` makes it ready. A release that is not `counted` takes its own
-  delivery back.
-- `extend`, `ack` and `release` of a lease that has ended raise LeaseLost and change nothing of its
-  message; the other leases of the same call are served.
-- What was put survives the queue's users; whether it survives the broker, its page says. `known`
-  tells what the topic still has of what was put.
-- What a worker announces of itself is seen by all users until its time has passed.
-- A broker that cannot be reached or refuses the credentials raises QueueUnavailable: one sentence
-  with the place, the reason and what to do. A call that raised may have been carried out.
+- `put` is atomic. A message whose id already exists in the topic (ready, leased or buried) is not
+  added again.
+- A message has at most one lease. `lease` returns ready messages; if there are none, it waits up to
+  `wait` seconds for the first, and is woken by a `put` rather than by polling.
+- Messages of a higher priority are delivered first. Within a priority, the groups of a topic take
+  turns, so that a group with many messages does not delay one with few; the group of a message is
+  the part of its id before the first `:` (for tasks, the run). Within a group, messages are
+  delivered roughly in the order in which they were put; redelivered ones come first.
+- Messages of the groups in `skip` are not leased.
+- A lease ends by `ack` (the message is deleted), by `release` (it is ready again), or when it
+  expires, after which the message is redelivered. `deliveries` includes the current one.
+- A message that is not acknowledged after `max_deliveries` deliveries is buried: kept for
+  inspection, and not delivered until `redrive` makes it ready. A release with `counted=False` does
+  not count its delivery.
+- `extend`, `ack`, `release` and `bury` of a lease that has ended raise LeaseLost, and do not change
+  its message; the other leases of the call are processed.
+- Messages survive the clients of the queue; whether they survive the broker is documented per
+  backend. `known` returns which messages the topic still has.
+- The announcement of a worker is visible to all clients until it expires.
+- A broker that cannot be reached or rejects the credentials raises QueueUnavailable, with one
+  sentence that names the place, the reason and a remedy. A call that raised may have been executed.
 
-Effects are exactly-once because commits are fenced by attempt, not because delivery is.
+Effects are exactly-once because commits are fenced by attempt, not because of the delivery.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ _ID = re.compile(r"[A-Za-z0-9_.:/\-]{1,256}\Z")
 
 
 class Message(NamedTuple):
-    """What is put: an id of `[A-Za-z0-9_.:/-]` that is its own in the topic, some bytes, and how
-    much it goes before others (from -100 to 100)."""
+    """A message to put: an id of `[A-Za-z0-9_.:/-]` that is unique in the topic, the content, and
+    the priority (-100 to 100; higher ones are delivered first)."""
 
     id: str
     body: bytes
@@ -57,8 +57,8 @@ class Message(NamedTuple):
 
 
 class Lease(NamedTuple):
-    """A message that is ours until `expires_at` (seconds since the epoch). `token` tells this
-    lease from earlier and later ones of the message."""
+    """A message leased until `expires_at` (seconds since the epoch). `token` distinguishes this
+    lease from other leases of the same message."""
 
     topic: str
     id: str
@@ -69,7 +69,8 @@ class Lease(NamedTuple):
 
 
 class Buried(NamedTuple):
-    """A message that was delivered too often and never acknowledged."""
+    """A dead letter: a message that was delivered too often without being acknowledged, or that a
+    worker has rejected."""
 
     topic: str
     id: str
@@ -79,8 +80,8 @@ class Buried(NamedTuple):
 
 
 class Depth(NamedTuple):
-    """How many messages of a topic are where; ready ones include those that are delayed. Some
-    brokers only estimate."""
+    """The number of ready, leased and buried messages of a topic; ready ones include delayed ones.
+    Some brokers return estimates."""
 
     ready: int
     leased: int
@@ -88,25 +89,24 @@ class Depth(NamedTuple):
 
 
 class Queue(Protocol):
-    """Messages by topic; see the module's text for what is promised. A backend derives from it:
-    what a method answers where the broker does not say is here."""
+    """The port; the module docstring lists the guarantees. Backends derive from this class, whose
+    methods are the defaults for brokers that lack a function."""
 
     @property
     def url(self) -> str:
-        """Where it is, without a password."""
+        """The URL for messages, without a password."""
 
     @property
     def largest(self) -> int | None:
-        """How many bytes the body of a message may have; None where aflow's own limit is lower."""
+        """Maximum size of a message's body in bytes; None if only aflow's own limit applies."""
         return None
 
     async def put(self, topic: str, messages: Sequence[Message]) -> None:
-        """Add messages to the topic, all or none. A message whose id the topic has already is left
-        out.
+        """Add messages to the topic, all or none. A message whose id already exists is ignored.
 
         Args:
-            topic: The name of the topic.
-            messages: The messages, each with an id of its own in the topic.
+            topic: The topic, which need not exist.
+            messages: The messages, with ids that are unique in the topic.
         """
 
     async def lease(
@@ -117,170 +117,177 @@ class Queue(Protocol):
         wait: float = 0.0,
         skip: Collection[str] = (),
     ) -> list[Lease]:
-        """Lease messages for `ttl` seconds. Returns an empty list if none came in time.
+        """Lease messages, waiting for the first one if necessary.
 
         Args:
-            topics: The topics; those named first go first.
-            limit: How many messages are leased at most.
-            ttl: For how many seconds they are leased, by the broker's clock.
-            wait: How many seconds to wait for the first message.
-            skip: Groups whose messages are left to others.
+            topics: The topics, in order of preference.
+            limit: Maximum number of messages.
+            ttl: Duration of the leases in seconds, by the broker's clock.
+            wait: Maximum number of seconds to wait for the first message.
+            skip: Groups whose messages are not leased.
 
         Returns:
-            The leases.
+            The leases; empty if no message was available in time.
         """
 
     async def extend(self, leases: Sequence[Lease], ttl: float) -> list[Lease]:
         """Extend leases to `ttl` seconds from now.
 
         Args:
-            leases: Leases of this queue, of any of its topics.
-            ttl: For how many seconds from now, by the broker's clock.
+            leases: Leases of this queue, of any topics.
+            ttl: Seconds from now, by the broker's clock.
 
         Returns:
-            The leases with their new ends.
+            The leases with their new expiry.
 
         Raises:
-            LeaseLost: If a lease had ended; the others are extended.
+            LeaseLost: If a lease has ended; the others are extended.
         """
 
     async def ack(self, leases: Sequence[Lease]) -> None:
-        """The messages are done with.
+        """Acknowledge messages: delete them.
 
         Args:
-            leases: Leases of this queue, of any of its topics.
+            leases: Leases of this queue, of any topics.
+
+        Raises:
+            LeaseLost: If a lease has ended; the other messages are deleted.
         """
 
     async def release(
         self, leases: Sequence[Lease], *, delay: float = 0.0, counted: bool = True
     ) -> None:
-        """Give messages back, to be delivered again.
+        """Make messages available for redelivery.
 
         Args:
-            leases: Leases of this queue, of any of its topics.
-            delay: After how many seconds they are ready.
+            leases: Leases of this queue, of any topics.
+            delay: Seconds until they are ready.
             counted: Whether this delivery counts towards `max_deliveries`.
 
         Raises:
-            LeaseLost: If a lease had ended; the other messages are released.
+            LeaseLost: If a lease has ended; the other messages are released.
         """
 
     async def bury(self, leases: Sequence[Lease]) -> None:
-        """Keep the messages, to be looked at: nobody can do them.
+        """Bury messages that cannot be processed: keep them for inspection.
 
         Args:
-            leases: Leases of this queue, of any of its topics.
+            leases: Leases of this queue, of any topics.
+
+        Raises:
+            LeaseLost: If a lease has ended; the other messages are buried.
         """
 
     async def remove(self, topic: str, ids: Sequence[str], *, leased: bool = False) -> None:
-        """Remove messages, buried ones among them.
+        """Delete messages, including buried ones.
 
         Args:
-            topic: The name of the topic.
-            ids: The ids of the messages.
-            leased: Whether leased messages are removed, too; their leases end.
+            topic: The topic of the messages.
+            ids: `Message.id` of each; unknown ids are ignored.
+            leased: Whether leased messages are deleted too, which ends their leases.
         """
 
     async def known(self, topic: str, ids: Sequence[str]) -> set[str] | None:
-        """Return which of these messages the topic has: ready, leased or buried. None where the
-        broker does not say.
+        """Return which of these messages the topic has, whether ready, leased or buried; None if
+        the broker does not support it.
 
         Args:
-            topic: The name of the topic.
-            ids: The ids of the messages.
+            topic: The topic of the messages.
+            ids: `Message.id` of each.
         """
         return None
 
     async def drop(self, topic: str) -> None:
-        """Forget the topic, with all of its messages.
+        """Delete the topic with all of its messages.
 
         Args:
-            topic: The name of the topic.
+            topic: The topic; it need not exist.
         """
 
     async def buried(self, topic: str, limit: int = 100) -> list[Buried]:
         """Return the buried messages of a topic, oldest first.
 
         Args:
-            topic: The name of the topic.
-            limit: How many messages are returned at most.
+            topic: The topic; it need not exist.
+            limit: Maximum number of messages.
         """
 
     async def redrive(self, topic: str, ids: Sequence[str]) -> int:
-        """Make buried messages ready again, as if they had never been delivered.
+        """Make buried messages ready again, with `deliveries` reset.
 
         Args:
-            topic: The name of the topic.
-            ids: The ids of the messages.
+            topic: The topic of the messages.
+            ids: `Message.id` of each; those that are not buried are ignored.
 
         Returns:
-            How many were buried.
+            The number of messages that were buried.
         """
 
     async def peek(self, topic: str, limit: int = 100) -> list[Message] | None:
-        """Return the messages that are ready, in the order in which they would be handed out; their
-        priority is not counted. None where the broker does not say.
+        """Return the ready messages in the order of delivery, without leasing them; their
+        `priority` is not set. None if the broker does not support it.
 
         Args:
-            topic: The name of the topic.
-            limit: How many messages are returned at most.
+            topic: The topic; it need not exist.
+            limit: Maximum number of messages.
         """
         return None
 
     async def topics(self) -> list[str] | None:
-        """Return the topics that have messages, in alphabetical order. None where the broker does
-        not say."""
+        """Return the topics that have messages, in alphabetical order; None if the broker does not
+        support it."""
         return None
 
     async def depth(self, topic: str) -> Depth:
-        """Return how many messages the topic has.
+        """Return the numbers of messages of the topic.
 
         Args:
-            topic: The name of the topic.
+            topic: The topic; it need not exist.
         """
 
     async def longest_wait(self, topic: str) -> float | None:
-        """Return for how many seconds the oldest ready message has waited, by the broker's clock,
-        since it was put or came back. 0 where none is ready, None where the broker cannot say.
+        """Return the seconds since the oldest ready message was put or became ready again, by the
+        broker's clock. 0 if there is none, None if the broker does not support it.
 
         Args:
-            topic: The name of the topic.
+            topic: The topic; it need not exist.
         """
         return None
 
     async def announce(self, name: str, body: bytes, ttl: float) -> None:
-        """Show all users of the queue a record of a worker.
+        """Publish a record of a worker to all clients of the queue.
 
         Args:
-            name: The name of the worker, formed like a message's id.
-            body: The record; empty to remove it.
-            ttl: For how many seconds it is shown, unless it is announced again.
+            name: The worker's name, with the characters of a message's id.
+            body: The record; empty to delete it.
+            ttl: Seconds until the record expires, unless it is announced again.
         """
 
     async def announced(self) -> Mapping[str, bytes] | None:
-        """Return what workers have announced, by name. None where the broker does not say."""
+        """Return the unexpired records of workers, by name; None if the broker does not support
+        it."""
         return None
 
     async def close(self) -> None:
-        """Release connections; what was leased stays so until its time has passed. May be called
-        twice."""
+        """Close connections. Leases are kept until they expire. Idempotent."""
 
 
 def group_of(id: str) -> str:
-    """Return the group of a message with this id; empty for one that has none.
+    """Return the group of a message: the part of its id before the first `:`, or "" if there is
+    none.
 
     Args:
-        id: The id of the message.
+        id: `Message.id` of the message.
     """
     group, colon, _ = id.partition(":")
     return group if colon else ""
 
 
 def check_topic(topic: str) -> str:
-    """Return the topic, if it can be one.
+    """Return the topic, if the name is allowed.
 
     Args:
-        topic: The name of the topic.
+        topic: The name to check.
 
     Raises:
         InvalidName: If the name is not allowed.
@@ -296,15 +303,15 @@ def check_topic(topic: str) -> str:
 def check_held(
     leases: Sequence[Lease], held: Collection[str], extended: Sequence[Lease] = ()
 ) -> None:
-    """Check that leases have not ended.
+    """Raise LeaseLost if leases have ended.
 
     Args:
         leases: The leases of a call.
-        held: The tokens of those that had not ended when the call was carried out.
-        extended: The leases with their new ends, which the error carries.
+        held: The tokens of the leases that the broker has found.
+        extended: The extended leases, which the error carries.
 
     Raises:
-        LeaseLost: If the tokens of some leases are not among those that are held.
+        LeaseLost: If the token of a lease is not in `held`.
     """
     lost = [lease.id for lease in leases if lease.token not in held]
     if lost:
@@ -312,7 +319,7 @@ def check_held(
 
 
 def check_messages(messages: Sequence[Message]) -> Sequence[Message]:
-    """Return the messages, if their ids can be ids, and their priorities priorities.
+    """Return the messages, if their ids and priorities are allowed.
 
     Args:
         messages: The messages of a call of `put`.

@@ -1,12 +1,12 @@
-"""Which URL means which queue. A backend is imported when a URL asks for it (see
-aflow/_core/lazy.py), since some need a package of an extra.
+"""Opens queues by URL. A backend is imported when a URL requires it (see aflow/_core/lazy.py),
+since some need packages of an extra.
 
 memory:                         queue.memory
 sqlite:////path/queue.db        queue.sqlite
 redis://host:6379/0             queue.redis; redis+sentinel://host:26379/name for a primary
                                 that sentinels know
 postgresql://host/database      queue.postgres
-sqs://region/prefix             queue.sqs; sqs+http(s)://host/prefix for others than AWS
+sqs://region/prefix             queue.sqs; sqs+http(s)://host/prefix for services other than AWS
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 
 def open_queue(url: str) -> Queue:
-    """Open a queue. It belongs to the event loop in which it is first used.
+    """Open a queue, for use in a single event loop.
 
     Args:
-        url: The URL; its scheme names the backend.
+        url: A URL of one of the kinds in the module docstring.
 
     Returns:
-        The queue, not connected yet.
+        The queue, which is not connected yet.
 
     Raises:
-        InvalidSetting: If the kind of URL is not known.
+        InvalidSetting: If the kind of URL is unknown, or the URL is invalid.
     """
     scheme = url.partition(":")[0]
     if scheme == "memory":

@@ -1,4 +1,4 @@
-"""A queue inside of one process: for tests, for embedding, and for a server on its own."""
+"""A queue inside of one process: for tests, for embedding, and for a standalone server."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class _StoredMessage:
-    """One message. `token` is that of its lease, `due` when that ends or when its delay does,
-    `since` when it became ready."""
+    """One message. `token` is that of its lease, `due` the end of its lease or delay, `since` when
+    it became ready; both by the monotonic clock."""
 
     topic: str
     id: str
@@ -47,13 +47,14 @@ class _StoredMessage:
 
 
 class _Ready:
-    """The ready messages of a topic: by priority, then by group; the first group is next."""
+    """The ready messages of a topic, by priority and group; the first group is the next one."""
 
     def __init__(self) -> None:
         self._classes: dict[int, OrderedDict[str, deque[_StoredMessage]]] = {}
 
     def add(self, entry: _StoredMessage, *, first: bool = False) -> None:
-        """One more; `first` of its priority, or when it is the turn of its group."""
+        """Add a message; if `first`, before the others of its priority, and its group's turn is
+        next."""
         groups = self._classes.get(entry.priority)
         if groups is None:
             groups = self._classes[entry.priority] = OrderedDict()
@@ -68,7 +69,7 @@ class _Ready:
             members.append(entry)
 
     def take(self, limit: int, skip: Collection[str]) -> list[_StoredMessage]:
-        """Up to this many messages, and no longer ready."""
+        """Remove up to `limit` messages from the ready ones, and return them."""
         taken: list[_StoredMessage] = []
         for priority in sorted(self._classes, reverse=True):
             groups = self._classes[priority]
@@ -80,7 +81,7 @@ class _Ready:
                     groups.move_to_end(group)
                 else:
                     del groups[group]
-                if entry.is_ready:  # else it was removed
+                if entry.is_ready:  # otherwise it was deleted
                     entry.is_ready = False
                     taken.append(entry)
             groups.update(left)
@@ -89,7 +90,7 @@ class _Ready:
         return taken
 
     def listed(self, limit: int) -> list[_StoredMessage]:
-        """The first of them, in the order in which they would be taken."""
+        """The first messages, in the order in which they would be taken."""
         found: list[_StoredMessage] = []
         for priority in sorted(self._classes, reverse=True):
             turns = deque(deque(each) for each in self._classes[priority].values())
@@ -104,7 +105,7 @@ class _Ready:
 
 
 class MemoryQueue(Queue):
-    """The queue of one event loop: nothing of it is left when the program ends."""
+    """A queue for one event loop. Its messages are lost when the program ends."""
 
     def __init__(self, max_deliveries: int = MAX_DELIVERIES, clock: Clock | None = None) -> None:
         self._max_deliveries = max_deliveries
@@ -140,7 +141,7 @@ class MemoryQueue(Queue):
         wait: float = 0.0,
         skip: Collection[str] = (),
     ) -> list[Lease]:
-        """Up to `limit` messages; see the port."""
+        """Lease messages; see the port."""
         for topic in topics:
             check_topic(topic)
         give_up_at = self._clock.monotonic() + wait
@@ -154,11 +155,12 @@ class MemoryQueue(Queue):
             if self._timed:
                 left = min(left, max(0.0, self._timed[0][0] - self._clock.monotonic()))
             try:
-                # Not wait_for: in Python 3.11 it loses a cancellation that comes with the news.
+                # Not wait_for: in Python 3.11 it loses a cancellation that coincides with the
+                # event.
                 async with asyncio.timeout(left):
                     await self._news.wait()
             except TimeoutError:
-                continue  # something is due, or the time is up: both are looked at above
+                continue  # a message is due, or the time is up: both are checked above
 
     def _take(
         self, topics: Sequence[str], limit: int, ttl: float, skip: Collection[str]
@@ -186,7 +188,7 @@ class MemoryQueue(Queue):
         )
 
     def _settle(self) -> None:
-        """Make ready, or bury, whatever the time has come for."""
+        """Make messages whose lease or delay has ended ready, or bury them."""
         now = self._clock.monotonic()
         while self._timed and self._timed[0][0] <= now:
             due, _, entry = heapq.heappop(self._timed)
@@ -208,13 +210,13 @@ class MemoryQueue(Queue):
         heapq.heappush(self._timed, (due, self._pushed, entry))
 
     def _held(self, leases: Sequence[Lease]) -> dict[str, _StoredMessage]:
-        """The messages of the leases that have not ended, by the tokens of these."""
+        """The messages whose leases have not ended, by token."""
         self._settle()
         there = {each.token: self._entries.get((each.topic, each.id)) for each in leases}
         return {token: each for token, each in there.items() if each and each.token == token}
 
     async def extend(self, leases: Sequence[Lease], ttl: float) -> list[Lease]:
-        """Keep leases for longer; see the port."""
+        """Extend leases; see the port."""
         held = self._held(leases)
         for entry in held.values():
             self._at(entry, self._clock.monotonic() + ttl)
@@ -223,7 +225,7 @@ class MemoryQueue(Queue):
         return extended
 
     async def ack(self, leases: Sequence[Lease]) -> None:
-        """The messages are done with; see the port."""
+        """Delete messages; see the port."""
         held = self._held(leases)
         for entry in held.values():
             self._forget(entry)
@@ -232,7 +234,7 @@ class MemoryQueue(Queue):
     async def release(
         self, leases: Sequence[Lease], *, delay: float = 0.0, counted: bool = True
     ) -> None:
-        """Give messages back; see the port."""
+        """Make messages available for redelivery; see the port."""
         held = self._held(leases)
         for entry in held.values():
             if not counted:
@@ -245,7 +247,7 @@ class MemoryQueue(Queue):
         check_held(leases, held)
 
     async def bury(self, leases: Sequence[Lease]) -> None:
-        """Keep messages to be looked at; see the port."""
+        """Keep messages for inspection; see the port."""
         held = self._held(leases)
         for entry in held.values():
             entry.token = entry.due = None
@@ -253,7 +255,7 @@ class MemoryQueue(Queue):
         check_held(leases, held)
 
     async def remove(self, topic: str, ids: Sequence[str], *, leased: bool = False) -> None:
-        """Forget messages; see the port."""
+        """Delete messages; see the port."""
         self._settle()
         for name in ids:
             entry = self._entries.get((topic, name))
@@ -265,11 +267,11 @@ class MemoryQueue(Queue):
         del self._entries[entry.topic, entry.id]
 
     async def known(self, topic: str, ids: Sequence[str]) -> set[str] | None:
-        """Which of these there are; see the port."""
+        """Which of these messages exist; see the port."""
         return {name for name in ids if (topic, name) in self._entries}
 
     async def drop(self, topic: str) -> None:
-        """Forget the topic; see the port."""
+        """Delete the topic; see the port."""
         for entry in [each for each in self._entries.values() if each.topic == topic]:
             self._forget(entry)
         self._ready.pop(topic, None)
@@ -285,7 +287,7 @@ class MemoryQueue(Queue):
         return len(buried)
 
     async def peek(self, topic: str, limit: int = 100) -> list[Message] | None:
-        """The messages that are ready; see the port."""
+        """The ready messages; see the port."""
         self._settle()
         ready = self._ready.get(topic)
         return [Message(each.id, each.body) for each in ready.listed(limit)] if ready else []
@@ -295,14 +297,14 @@ class MemoryQueue(Queue):
         return sorted({topic for topic, _ in self._entries})
 
     async def announce(self, name: str, body: bytes, ttl: float) -> None:
-        """Let others see this of a worker; see the port."""
+        """Publish a record of a worker; see the port."""
         if body:
             self._announced[name] = body, self._clock.monotonic() + ttl
         else:
             self._announced.pop(name, None)
 
     async def announced(self) -> Mapping[str, bytes] | None:
-        """What workers have announced; see the port."""
+        """The unexpired records of workers; see the port."""
         now = self._clock.monotonic()
         self._announced = {
             name: (body, until) for name, (body, until) in self._announced.items() if until > now
@@ -320,7 +322,7 @@ class MemoryQueue(Queue):
         return sorted(found, key=lambda each: each.buried_at)[:limit]
 
     async def depth(self, topic: str) -> Depth:
-        """How many messages the topic has; see the port."""
+        """The numbers of messages of the topic; see the port."""
         self._settle()
         there = [each for each in self._entries.values() if each.topic == topic]
         buried = sum(each.buried_at is not None for each in there)
@@ -328,11 +330,11 @@ class MemoryQueue(Queue):
         return Depth(len(there) - buried - leased, leased, buried)
 
     async def longest_wait(self, topic: str) -> float | None:
-        """How long the oldest message waits; see the port."""
+        """The waiting time of the oldest ready message; see the port."""
         self._settle()
         now = self._clock.monotonic()
         ready = [e.since for e in self._entries.values() if e.topic == topic and e.is_ready]
         return max(now - min(ready, default=now), 0.0)
 
     async def close(self) -> None:
-        """Nothing to release."""
+        """Do nothing: there are no connections."""

@@ -1,11 +1,12 @@
-"""The form of a message: its recipients, its purpose, and a signature against changes.
+"""The format of a message: its recipients, its purpose, and a signature.
 
     b"AFM2" [signature: 32 bytes of HMAC-SHA256, or nothing] msgpack([kind, topic, at, fields])
 
-With keys every message is signed, with the first of them; one that is not, or by a key that is not
-among them, is refused before it is unpacked. Without keys none may be signed. The byte after the
-magic says which of both it is. The signature covers all that follows it: a message is good for its
-topic alone (that of a run, a pool or a worker), and not for ever. No message is ever unpickled.
+If keys are configured, messages are signed with the first one, and a message without a signature by
+one of the keys is rejected before it is unpacked. Without keys, signed messages are rejected. The
+byte after the magic tells whether a message is signed. The signature covers all that follows it, so
+a message is valid only for its topic (of a run, a pool or a worker) and for a limited time.
+Messages are never unpickled.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from aflow._core.unpacking import unpack
 from aflow.errors import ForgedMessage, InvalidMessage, MessageTooNew
 
 MAX_SIZE = 64 << 20  # bytes of a message
-LONGEST_LIFE = 30 * 86400.0  # seconds for which a message is good
+LONGEST_LIFE = 30 * 86400.0  # seconds for which a message is valid
 AHEAD = 86400.0  # seconds that the clock of its writer may be ahead of ours
-# What is made of a message: lists and maps in one, and in one that is only looked at, which may be
-# unsigned, and has been buried for that.
+# Maximum number of lists and maps in a message; fewer in one that is only inspected, since it may
+# be unsigned, and buried for that reason.
 _MOST, _MOST_LOOKED_AT = 1_000_000, 10_000
-_LOOKED_AT = 8 << 20  # bytes
+_LOOKED_AT = 8 << 20  # maximum size in bytes of a message that is only inspected
 _MAGIC = b"AFM2"
 _FAMILY = b"AFM"
 _PLAIN, _SIGNED = b"\x00", b"\x01"
@@ -41,14 +42,14 @@ def seal(kind: str, topic: str, at: float, fields: dict[str, Any], keys: Keys = 
     """Return the bytes of a message, signed with the first key, if there is one.
 
     Args:
-        kind: The kind of message.
-        topic: The topic that it is for; the signature covers it.
-        at: When it is written, in seconds since the epoch.
-        fields: The fields, which msgpack can hold.
-        keys: The keys that messages are signed with, the newest first; empty for none.
+        kind: The kind of message; `unseal` checks it.
+        topic: The topic that the message is for; `unseal` checks it.
+        at: The current time, in seconds since the epoch.
+        fields: The content, of types that msgpack supports.
+        keys: The signing keys, the newest first; empty for none.
 
     Raises:
-        InvalidMessage: If it is too large.
+        InvalidMessage: If the message is larger than MAX_SIZE.
     """
     body: bytes = msgpack.packb([kind, topic, at, fields])
     if len(body) > MAX_SIZE:
@@ -61,19 +62,19 @@ def seal(kind: str, topic: str, at: float, fields: dict[str, Any], keys: Keys = 
 def unseal(
     data: bytes, kinds: Collection[str], topic: str, now: float | None, keys: Keys = ()
 ) -> tuple[str, dict[str, Any]]:
-    """Return kind and fields of a message, after its signature is checked.
+    """Return kind and fields of a message, after checking its signature.
 
     Args:
         data: The bytes of the message, which are not trusted.
-        kinds: The kinds that may come by this topic.
-        topic: The topic by which it has come.
-        now: The present time, in seconds since the epoch; None where the age does not matter.
-        keys: The keys that messages are signed with, the newest first; empty for none.
+        kinds: The kinds that are allowed in this topic.
+        topic: The topic from which the message was received.
+        now: The current time, in seconds since the epoch; None to ignore the age.
+        keys: The signing keys, the newest first; empty for none.
 
     Raises:
-        ForgedMessage: If the signature is missing, wrong, or for another topic.
+        ForgedMessage: If the signature is missing, unexpected or wrong.
         MessageTooNew: If another version of aflow has written it.
-        InvalidMessage: If it is malformed, of another kind, or too old.
+        InvalidMessage: If it is malformed, of another kind or topic, or too old.
     """
     if len(data) > MAX_SIZE + _HEAD + _SIGNATURE:
         raise InvalidMessage(f"A message of {len(data)} bytes is larger than {MAX_SIZE}.")
@@ -90,8 +91,8 @@ def unseal(
 
 
 def peek(data: bytes) -> tuple[str, float, dict[str, Any]] | None:
-    """Return kind, time and fields of a message, for people to look at. No signature is checked.
-    None for a message that is malformed, or so large that decoding it would cost too much.
+    """Return kind, time and fields of a message for display, without checking its signature. None
+    if the message is malformed, or too large to be decoded cheaply.
 
     Args:
         data: The bytes of the message, which are not trusted.
@@ -101,7 +102,7 @@ def peek(data: bytes) -> tuple[str, float, dict[str, Any]] | None:
         if len(body) > _LOOKED_AT:
             return None
         kind, _, at, fields = unpack(body, _MOST_LOOKED_AT, strict_map_key=False)
-    except Exception:  # noqa: BLE001 -- whatever it is, it is not a message
+    except Exception:  # noqa: BLE001 -- any error means that it is not a message
         return None
     if not isinstance(kind, str) or not isinstance(at, float) or not isinstance(fields, dict):
         return None

@@ -1,12 +1,11 @@
-"""A queue in PostgreSQL: one table, rows that are skipped while others lock them, and NOTIFY.
+"""A queue in PostgreSQL: one table, read with SKIP LOCKED, and NOTIFY to wake waiters.
 
-Times are the server's. A waiting call listens on a channel of the topic on one connection, which
-all that wait share; when that is lost, they look and listen again. What was put survives what the
-database survives.
+Times are those of the server. Waiting calls share one connection that listens on a channel per
+topic; if it is lost, they poll once and listen again. Messages are as durable as the database.
 
-Behind a pooler that hands each transaction to another connection (PgBouncer with
-pool_mode=transaction), statements are not prepared, each call is a transaction of its own, tables
-are named with their schema, and waiters look once a second, since a LISTEN would be another's.
+Behind a pooler that assigns connections per transaction (PgBouncer with pool_mode=transaction),
+statements are not prepared, each call is a separate transaction, tables are qualified with their
+schema, and waiters poll once a second, since a LISTEN would belong to another connection.
 """
 
 from __future__ import annotations
@@ -40,10 +39,10 @@ from aflow.queue.base import (
 )
 
 CONNECTIONS = 8
-LONGEST_WAIT = 10.0  # seconds after which a waiter looks without having been notified
-LOOK_AGAIN = 1.0  # the same, where it cannot be notified
-_FORGET = 60.0  # seconds between looks at what can be forgotten of a topic
-_LOCK = 0x61666C6F77  # "aflow": of the advisory lock under which the table is made
+LONGEST_WAIT = 10.0  # seconds after which a waiter polls without having been notified
+LOOK_AGAIN = 1.0  # the same behind a pooler, where it cannot be notified
+_FORGET = 60.0  # seconds between deletions of the unused turns of a topic
+_LOCK = 0x61666C6F77  # "aflow": the advisory lock that is held while the table is created
 
 _SQL = statements_in(Path(__file__).parent / "queries" / "postgres.sql")
 
@@ -62,7 +61,7 @@ class PostgresQueue(Queue):
         try:
             parts = urlsplit(revealed(sealed(url)))
             is_place = parts.hostname and parts.path.strip("/") and parts.port != 0
-        except ValueError:  # the port is not a number, or too large for one; an open bracket
+        except ValueError:  # an invalid port, or an unclosed bracket
             raise refused from None
         options = parse_qsl(parts.query, keep_blank_values=True)
         given = dict(options).get("schema")
@@ -71,23 +70,23 @@ class PostgresQueue(Queue):
         self._url = without_account(url)
         rest = urlencode([each for each in options if each[0] != "schema"])
         self._dsn = urlunsplit(parts._replace(query=rest))
-        self._schema_name = given  # None: the one that the user's search_path begins with
-        self._schema = ""  # as it stands before names of tables, with its dot
-        self._is_pooled = False  # each transaction may be another connection's
+        self._schema_name = given  # None: the first schema of the user's search_path
+        self._schema = ""  # the prefix of table names, with its dot
+        self._is_pooled = False  # whether each transaction may use another connection
         self._sql: dict[str, bytes] = {}
         self._max_deliveries = max_deliveries
         self._is_open = False
         self._idle: list[Connection] = []
         self._free = asyncio.Semaphore(CONNECTIONS)
         self._listener: Connection | None = None
-        self._listened: set[str] = set()  # channels that the listener listens on
+        self._listened: set[str] = set()  # the channels of the listener
         self._opening = asyncio.Lock()
         self._bells: dict[str, set[asyncio.Event]] = {}
         self._forgot_at: dict[str, float] = {}
 
     @property
     def url(self) -> str:
-        """Where it is, without user and password."""
+        """The URL for messages, without user and password."""
         return self._url
 
     # ------------------------------------------------------------------ calls
@@ -114,7 +113,7 @@ class PostgresQueue(Queue):
         wait: float = 0.0,
         skip: Collection[str] = (),
     ) -> list[Lease]:
-        """Up to `limit` messages; see the port."""
+        """Lease messages; see the port."""
         for topic in topics:
             check_topic(topic)
         loop = asyncio.get_running_loop()
@@ -130,18 +129,19 @@ class PostgresQueue(Queue):
                 if taken or left <= 0:
                     return taken
                 try:
-                    # Not wait_for: in Python 3.11 it loses a cancellation that comes with a ring.
+                    # Not wait_for: in Python 3.11 it loses a cancellation that coincides with the
+                    # event.
                     longest = LOOK_AGAIN if self._is_pooled else LONGEST_WAIT
                     async with asyncio.timeout(min(left, longest, *due)):
                         await bell.wait()
                 except TimeoutError:
-                    pass  # nobody has notified us: look whether there is something all the same
-                await self._listen(topics)  # the connection may have been lost meanwhile
+                    pass  # poll, although there was no notification
+                await self._listen(topics)  # the connection may have been lost in the meantime
 
     async def _take(
         self, topics: Sequence[str], limit: int, ttl: float, skip: Collection[str]
     ) -> tuple[list[Lease], list[float]]:
-        """Leases, and in how many seconds there may be more."""
+        """The leases, and the seconds until leased or delayed messages become ready."""
         taken: list[Lease] = []
         due: list[float] = []
         async with self._transaction() as db:
@@ -160,14 +160,14 @@ class PostgresQueue(Queue):
         return taken, due
 
     async def _forget_turns(self, db: Connection, topic: str, found: int) -> None:
-        """Forget whose turn it was, now and then, where nobody waits for one."""
+        """Delete the turns of a topic from time to time, if no messages wait for one."""
         now = asyncio.get_running_loop().time()
         if not found and now - self._forgot_at.get(topic, -_FORGET) >= _FORGET:
             self._forgot_at[topic] = now
             await self._do(db, "forget_turns", topic)
 
     async def extend(self, leases: Sequence[Lease], ttl: float) -> list[Lease]:
-        """Keep leases for longer; see the port."""
+        """Extend leases; see the port."""
         rows = await self._held(leases, "extend", float(ttl))
         until = {row[0]: row[1] for row in rows}
         extended = [
@@ -177,13 +177,13 @@ class PostgresQueue(Queue):
         return extended
 
     async def ack(self, leases: Sequence[Lease]) -> None:
-        """The messages are done with; see the port."""
+        """Delete messages; see the port."""
         check_held(leases, {row[0] for row in await self._held(leases, "ack")})
 
     async def release(
         self, leases: Sequence[Lease], *, delay: float = 0.0, counted: bool = True
     ) -> None:
-        """Give messages back; see the port."""
+        """Make messages available for redelivery; see the port."""
         back = 0 if counted else 1
         rows = await self._held(
             leases, "release", float(delay), back, self._max_deliveries, ring=True
@@ -193,11 +193,12 @@ class PostgresQueue(Queue):
     async def _held(
         self, leases: Sequence[Lease], name: str, *values: Any, ring: bool = False
     ) -> list[Any]:
-        """Do it to the messages of the leases that have not ended; what it returns."""
+        """Execute a statement for the leases that have not ended; return its rows. `ring` wakes
+        waiters."""
         if not leases:
             return []
         held = [[each.topic, each.id, each.token] for each in leases]
-        # One statement is a transaction of its own, and one message to the server instead of three.
+        # A single statement is its own transaction, with one roundtrip instead of three.
         async with self._transaction() if ring else self._connection() as db:
             columns = map(list, zip(*held, strict=True))
             rows = await self._rows(db, name, *columns, *values)
@@ -206,21 +207,21 @@ class PostgresQueue(Queue):
         return rows
 
     async def bury(self, leases: Sequence[Lease]) -> None:
-        """Keep messages to be looked at; see the port."""
+        """Keep messages for inspection; see the port."""
         check_held(leases, {row[0] for row in await self._held(leases, "bury")})
 
     async def remove(self, topic: str, ids: Sequence[str], *, leased: bool = False) -> None:
-        """Forget messages; see the port."""
+        """Delete messages; see the port."""
         async with self._settled(topic) as db:
             await self._do(db, "remove", topic, [*ids], leased)
 
     async def known(self, topic: str, ids: Sequence[str]) -> set[str] | None:
-        """Which of these there are; see the port."""
+        """Which of these messages exist; see the port."""
         async with self._connection() as db:
             return {row[0] for row in await self._rows(db, "known", topic, [*ids])}
 
     async def drop(self, topic: str) -> None:
-        """Forget the topic; see the port."""
+        """Delete the topic; see the port."""
         async with self._connection() as db:
             await self._do(db, "drop", topic)
 
@@ -237,7 +238,7 @@ class PostgresQueue(Queue):
         return len(rows)
 
     async def peek(self, topic: str, limit: int = 100) -> list[Message] | None:
-        """The messages that are ready; see the port."""
+        """The ready messages; see the port."""
         async with self._settled(topic) as db:
             return [Message(*row) for row in await self._rows(db, "peek", topic, limit)]
 
@@ -247,7 +248,7 @@ class PostgresQueue(Queue):
             return [row[0] for row in await self._rows(db, "topics")]
 
     async def announce(self, name: str, body: bytes, ttl: float) -> None:
-        """Let others see this of a worker; see the port."""
+        """Publish a record of a worker; see the port."""
         async with self._connection() as db:
             if body:
                 await self._do(db, "announce", name, body, float(ttl))
@@ -255,23 +256,23 @@ class PostgresQueue(Queue):
                 await self._do(db, "unannounce", name)
 
     async def announced(self) -> Mapping[str, bytes] | None:
-        """What workers have announced; see the port."""
+        """The unexpired records of workers; see the port."""
         async with self._connection() as db:
             return dict(await self._rows(db, "announced"))
 
     async def depth(self, topic: str) -> Depth:
-        """How many messages the topic has; see the port."""
+        """The numbers of messages of the topic; see the port."""
         async with self._settled(topic) as db:
             return Depth(*(await self._rows(db, "depth", topic))[0])
 
     async def longest_wait(self, topic: str) -> float | None:
-        """How long the oldest message waits; see the port."""
+        """The waiting time of the oldest ready message; see the port."""
         async with self._settled(topic) as db:
             ((found,),) = await self._rows(db, "longest_wait", topic)
         return 0.0 if found is None else max(float(found), 0.0)
 
     async def close(self) -> None:
-        """Release connections; see the port."""
+        """Close connections; see the port."""
         self._is_open = False
         self._drop_listener()
         await self._close_idle()
@@ -280,7 +281,7 @@ class PostgresQueue(Queue):
 
     @staticmethod
     def _channel(topic: str) -> str:
-        # Names of channels are short, and topics may differ at their end alone.
+        # A digest, since names of channels are truncated, and topics may differ only at their ends.
         return f"aflow_{hashlib.sha256(topic.encode()).hexdigest()[:24]}"
 
     async def _ring(self, db: Connection, topic: str) -> None:
@@ -288,7 +289,7 @@ class PostgresQueue(Queue):
 
     @asynccontextmanager
     async def _listening(self, topics: Sequence[str]) -> AsyncIterator[asyncio.Event]:
-        """An event that is set when there is news of one of the topics."""
+        """Yield an event that is set when one of the topics may have new messages."""
         bell = asyncio.Event()
         for topic in topics:
             self._bells.setdefault(self._channel(topic), set()).add(bell)
@@ -312,13 +313,14 @@ class PostgresQueue(Queue):
                     await self._listener.execute(f"LISTEN {channel}".encode())
                     self._listened.add(channel)
             except BaseException:
-                self._drop_listener()  # nobody reads what comes by it
+                self._drop_listener()  # its notifications would not be read
                 raise
-            # The driver itself hears of news while it waits for an answer alone.
+            # The driver reads notifications only while it waits for a response.
             asyncio.get_running_loop().add_reader(self._listener.fileno(), self._read_notifications)
 
     def _read_notifications(self) -> None:
-        """Take in what came on the listener's connection between two commands."""
+        """Process the notifications that arrived on the listener's connection between two
+        commands."""
         assert self._listener is not None, "it is dropped together with its reader"
         try:
             self._listener.pgconn.consume_input()
@@ -328,7 +330,7 @@ class PostgresQueue(Queue):
             self._drop_listener()
 
     def _drop_listener(self) -> None:
-        """Close its connection, and wake all that wait: they look, and listen again."""
+        """Close the listener's connection, and wake all waiters, which poll and listen again."""
         listener, self._listener = self._listener, None
         self._listened.clear()
         if listener is not None:
@@ -346,8 +348,8 @@ class PostgresQueue(Queue):
     # ------------------------------------------------------------------ the server
 
     async def _do(self, db: Connection, name: str, *values: Any) -> None:
-        """Execute a statement. In a transaction it is only sent: the answer comes with that of the
-        next one that has rows, or with the end."""
+        """Execute a statement. In a pipeline it is only sent; the response is read with that of the
+        next statement that returns rows, or at the end."""
         await db.execute(self._statement(name), values, binary=True)
 
     async def _rows(self, db: Connection, name: str, *values: Any) -> list[Any]:
@@ -381,7 +383,7 @@ class PostgresQueue(Queue):
                         await db.close()
 
     def _next_idle(self) -> Connection | None:
-        """A connection that nobody uses; those that the server has closed meanwhile are dropped."""
+        """An idle connection; those that the server has closed are dropped."""
         while self._idle:
             db = self._idle.pop()
             if _is_silent(db):
@@ -404,7 +406,7 @@ class PostgresQueue(Queue):
         )
 
     def _statement(self, name: str) -> bytes:
-        """The statement, with the schema that the tables are in."""
+        """The statement, with the schema of the tables."""
         made = self._sql.get(name)
         if made is None:
             made = self._sql[name] = _SQL[name].replace("{schema}", self._schema).encode()
@@ -415,11 +417,10 @@ class PostgresQueue(Queue):
             if self._is_open:
                 return
             async with await self._connect() as db, db.transaction():
-                db.prepare_threshold = None  # whether there is a pooler is not known yet
+                db.prepare_threshold = None  # it is not known yet whether there is a pooler
                 cursor = await db.execute("SELECT pg_backend_pid(), current_schema()")
                 pid, name = (await cursor.fetchall())[0]
-                # A pooler between us and the server gives its clients numbers of its own for the
-                # process that serves them.
+                # A pooler reports another process id of the backend than the backend itself.
                 self._is_pooled = pid != db.info.backend_pid
                 await self._make_tables(db, self._schema_name or name)
             self._is_open = True
@@ -454,7 +455,7 @@ class PostgresQueue(Queue):
                     f"The queue {self._url} cannot be used: {advice(error) or detail}."
                 ) from error
             raise self._no_answer(detail) from error
-        except OSError as error:  # TimeoutError is one
+        except OSError as error:  # includes TimeoutError
             raise self._no_answer(str(error) or type(error).__name__) from error
 
     def _no_answer(self, detail: str) -> QueueUnavailable:
@@ -469,7 +470,8 @@ def _is_at_rest(db: Connection) -> bool:
 
 
 def _is_silent(db: Connection) -> bool:
-    """Whether the server has sent nothing since the connection was last used: an error, the end."""
+    """Whether the server has sent nothing since the last use, such as an error or the end of the
+    connection."""
     poll = select.poll()
     poll.register(db.fileno(), select.POLLIN)
     return not poll.poll(0)

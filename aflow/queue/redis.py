@@ -1,13 +1,16 @@
-"""A queue in Redis: some keys a topic, a script a call, and a list of bells for those who wait.
+"""A queue in Redis: a few keys per topic, a script per call, and a list that wakes waiters.
 
-For each topic `{prefix:topic}` there are `body`, `count` (deliveries), `token` and `priority` (of
-those that have one), hashes by id; `ready` (a sorted set of ids by priority and turn), `since` (the
-same ids by when they became ready), `turn` (a hash: the last message of each group), `timed`
-(leased and delayed ids by when that ends), `buried` (ids by when), and `bell`, a list on which a
-put leaves something for each message, so that waiters block in Redis and look again when there is
-news. Scripts run one after the other inside of the server, by its clock. What was put survives what
-Redis survives: with `appendfsync always` a power cut, by default the loss of the last second. What
-was evicted, or forgotten at a restart, is not handed out: its sender finds that by `known`.
+The keys of a topic begin with `{prefix:topic}`. `body`, `count` (deliveries), `token` and
+`priority` (if not 0) are hashes by id. `ready` is a sorted set of ids by priority and turn, `since`
+one of the same ids by the time at which they became ready. `turn` is a hash with the turn of the
+last message of each group. `timed` contains leased and delayed ids by the end of the lease or
+delay, `buried` ids by time. `bell` is a list to which `put` appends an element per message: waiters
+block on it, and look for messages when they receive one. The server executes scripts one after
+another, and its clock is used.
+
+Messages are as durable as Redis: with `appendfsync always` they survive a power failure; by
+default, those of the last second may be lost. Messages that were evicted or lost in a restart are
+not delivered; senders detect that with `known`.
 """
 
 from __future__ import annotations
@@ -47,17 +50,17 @@ except ImportError as error:
     ) from error
 
 PREFIX = "aflow"
-LONGEST_WAIT = 20.0  # seconds of one blocking call: some networks drop connections that are quiet
-_PATIENCE = LONGEST_WAIT + 10  # seconds until a call has failed
+LONGEST_WAIT = 20.0  # seconds of one blocking call, since some networks drop idle connections
+_PATIENCE = LONGEST_WAIT + 10  # timeout of a call in seconds
 _OPTIONS: dict[str, Any] = {
     "socket_connect_timeout": 10,
-    # Calls have a limit of their own (_PATIENCE). With this one redis-py writes by
+    # Calls have a timeout of their own (_PATIENCE). With this one, redis-py would write with
     # asyncio.wait_for, which loses cancellations in Python 3.11.
     "socket_timeout": None,
     "socket_keepalive": True,
     "health_check_interval": 30,
 }
-# What a server answers that is not a primary (any more), or not yet.
+# Responses of a server that is not a primary: no longer, or not yet.
 _NOT_PRIMARY = (faults.ReadOnlyError, faults.BusyLoadingError, faults.MasterDownError)
 _NOT_PRIMARY_WORDS = ("UNBLOCKED", "NOREPLICAS", "READONLY")
 _OF_A_CLUSTER = (faults.ClusterError, faults.AskError, faults.ClusterDownError)
@@ -68,22 +71,23 @@ _WORKERS = "@workers"  # no topic has this name
 
 
 class _Sentinel(Sentinel):
-    """Sentinels that are asked by one at a time: the library mixes up their list otherwise."""
+    """Queries the sentinels for one call at a time: the library reorders their list concurrently
+    otherwise."""
 
     def __init__(self, places: Sequence[tuple[str, int]], **options: Any) -> None:
         super().__init__([*places], **options)  # type: ignore[no-untyped-call]
         self._asking = asyncio.Lock()
 
     async def discover_master(self, service_name: str) -> Any:
-        """Where the primary is."""
+        """The address of the primary."""
         async with self._asking:
             return await super().discover_master(service_name)
 
 
 class RedisQueue(Queue):
     """The queue at `redis://[:password@]host[:port][/db][?prefix=aflow]` (`rediss`: with TLS), or
-    `redis+sentinel://[:password@]host:26379,host:26379/name[/db]`: the primary of that name, for
-    which sentinels are asked whenever a connection is made."""
+    at `redis+sentinel://[:password@]host:26379,host:26379/name[/db]`: the primary of that name, for
+    which the sentinels are queried for every new connection."""
 
     def __init__(self, url: str, max_deliveries: int = MAX_DELIVERIES) -> None:
         url = sealed(url)
@@ -102,7 +106,7 @@ class RedisQueue(Queue):
         )
         try:
             parts = urlsplit(revealed(url))
-        except ValueError:  # a bracket that is not closed
+        except ValueError:  # an unclosed bracket
             raise refused from None
         self._url = without_account(url)
         options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
@@ -115,7 +119,7 @@ class RedisQueue(Queue):
             try:
                 if not parts.hostname or parts.port == 0:
                     raise refused
-            except ValueError:  # the port is not a number, or too large for one
+            except ValueError:  # the port is not a number, or out of range
                 raise refused from None
             return prefix, redis.from_url(urlunsplit(parts._replace(query="")), **_OPTIONS)
         account, _, hosts = parts.netloc.rpartition("@")
@@ -136,7 +140,7 @@ class RedisQueue(Queue):
 
     @property
     def url(self) -> str:
-        """Where it is, without user and password."""
+        """The URL for messages, without user and password."""
         return self._url
 
     # ------------------------------------------------------------------ calls
@@ -156,7 +160,7 @@ class RedisQueue(Queue):
         wait: float = 0.0,
         skip: Collection[str] = (),
     ) -> list[Lease]:
-        """Up to `limit` messages; see the port."""
+        """Lease messages; see the port."""
         for topic in topics:
             check_topic(topic)
         loop = asyncio.get_running_loop()
@@ -171,7 +175,7 @@ class RedisQueue(Queue):
     async def _take(
         self, topics: Sequence[str], limit: int, ttl: float, skip: Collection[str]
     ) -> tuple[list[Lease], list[float]]:
-        """Leases, and in how many seconds there may be more."""
+        """The leases, and the seconds until leased or delayed messages become ready."""
         taken: list[Lease] = []
         due: list[float] = []
         for topic in topics:
@@ -195,14 +199,14 @@ class RedisQueue(Queue):
         return taken, due
 
     async def _wait(self, topics: Sequence[str], seconds: float) -> None:
-        """Wait for a bell of one of the topics."""
+        """Wait until one of the topics has new messages."""
         bells = [f"{self._key(topic)}bell" for topic in topics]
         async with self._errors_named():
-            # Redis waits for ever if it is asked to wait for no time.
+            # A timeout of 0 would make Redis wait forever.
             await self._redis.blpop(bells, timeout=max(seconds, 0.01))
 
     async def extend(self, leases: Sequence[Lease], ttl: float) -> list[Lease]:
-        """Keep leases for longer; see the port."""
+        """Extend leases; see the port."""
         extended: list[Lease] = []
         for topic, group in _by_topic(leases):
             gone, due = await self._run("extend", topic, ttl, *_pairs(group))
@@ -214,13 +218,13 @@ class RedisQueue(Queue):
         return extended
 
     async def ack(self, leases: Sequence[Lease]) -> None:
-        """The messages are done with; see the port."""
+        """Delete messages; see the port."""
         await self._end(leases, "ack")
 
     async def release(
         self, leases: Sequence[Lease], *, delay: float = 0.0, counted: bool = True
     ) -> None:
-        """Give messages back; see the port."""
+        """Make messages available for redelivery; see the port."""
         await self._end(leases, "release", delay, 0 if counted else -1)
 
     async def _end(self, leases: Sequence[Lease], script: str, *values: float) -> None:
@@ -232,20 +236,20 @@ class RedisQueue(Queue):
             raise LeaseLost.of(lost)
 
     async def bury(self, leases: Sequence[Lease]) -> None:
-        """Keep messages to be looked at; see the port."""
+        """Keep messages for inspection; see the port."""
         await self._end(leases, "bury")
 
     async def remove(self, topic: str, ids: Sequence[str], *, leased: bool = False) -> None:
-        """Forget messages; see the port."""
+        """Delete messages; see the port."""
         if ids:
             await self._run("remove", topic, int(leased), *ids)
 
     async def known(self, topic: str, ids: Sequence[str]) -> set[str] | None:
-        """Which of these there are; see the port."""
+        """Which of these messages exist; see the port."""
         return {each.decode() for each in await self._run("known", topic, *ids)} if ids else set()
 
     async def drop(self, topic: str) -> None:
-        """Forget the topic; see the port."""
+        """Delete the topic; see the port."""
         await self._run("drop", topic)
 
     async def buried(self, topic: str, limit: int = 100) -> list[Buried]:
@@ -260,7 +264,7 @@ class RedisQueue(Queue):
         return int(await self._run("redrive", topic, *ids)) if ids else 0
 
     async def peek(self, topic: str, limit: int = 100) -> list[Message] | None:
-        """The messages that are ready; see the port."""
+        """The ready messages; see the port."""
         return [Message(id.decode(), body) for id, body in await self._run("peek", topic, limit)]
 
     async def topics(self) -> list[str] | None:
@@ -274,24 +278,24 @@ class RedisQueue(Queue):
         return sorted(found - {_WORKERS})
 
     async def depth(self, topic: str) -> Depth:
-        """How many messages the topic has; see the port."""
+        """The numbers of messages of the topic; see the port."""
         return Depth(*await self._run("depth", topic))
 
     async def longest_wait(self, topic: str) -> float | None:
-        """How long the oldest message waits; see the port."""
+        """The waiting time of the oldest ready message; see the port."""
         return max(float(await self._run("longest_wait", topic)), 0.0)
 
     async def announce(self, name: str, body: bytes, ttl: float) -> None:
-        """Let others see this of a worker; see the port."""
+        """Publish a record of a worker; see the port."""
         await self._run("announce", _WORKERS, name, body, ttl)
 
     async def announced(self) -> Mapping[str, bytes] | None:
-        """What workers have announced; see the port."""
+        """The unexpired records of workers; see the port."""
         found = await self._run("announced", _WORKERS)
         return {name.decode(): body for name, body in zip(found[::2], found[1::2], strict=True)}
 
     async def close(self) -> None:
-        """Release connections; see the port."""
+        """Close connections; see the port."""
         await self._redis.aclose()
         if self._sentinel is not None:
             await self._redis.connection_pool.disconnect()
@@ -314,10 +318,10 @@ class RedisQueue(Queue):
             return await script(keys=[self._key(topic)], args=[*limited, *values])
 
     async def _check(self) -> None:
-        """See, once, whether the server is one that keeps what it is given."""
+        """Warn, once, if the server may evict messages."""
         try:
             policy = (await self._redis.info("memory")).get("maxmemory_policy", "noeviction")
-        except ResponseError:  # it may not be asked: then nothing is said of it
+        except ResponseError:  # INFO is not allowed: assume the default
             policy = "noeviction"
         self._is_checked = True
         if policy.startswith("allkeys"):
@@ -343,10 +347,10 @@ class RedisQueue(Queue):
                 f"The queue {self._url} refuses us ({error}): correct user and password in its URL."
             ) from error
         except (RedisError, OSError) as error:
-            detail = str(error).partition(" : ")[0]  # what follows is of the library's own objects
+            detail = str(error).partition(" : ")[0]  # the rest describes objects of the library
             if isinstance(error, _NOT_PRIMARY) or detail.startswith(_NOT_PRIMARY_WORDS):
-                # These connections stay with it: the next call is to find the new primary. Those
-                # that other calls use get the same answer from the server, and end here as well.
+                # Idle connections are closed, so that the next call finds the new primary. Calls in
+                # progress get the same error from the server, and end here as well.
                 await self._redis.connection_pool.disconnect(inuse_connections=False)
                 raise QueueUnavailable(
                     f"The queue {self._url} is a replica, or is being made one ({detail}): it is "
@@ -356,7 +360,7 @@ class RedisQueue(Queue):
 
 
 def _advice(error: Exception, detail: str) -> str:
-    """What an error of Redis means, and what to do."""
+    """The meaning of an error of Redis, and a remedy."""
     if isinstance(error, _OF_A_CLUSTER):
         return (
             "is a Redis Cluster, which aflow does not support: use a single primary, with "

@@ -1,6 +1,7 @@
 """A queue for the processes of one machine: a SQLite file, and a datagram to each waiting process.
 
-Write-ahead log; a transaction per call. What was put survives any crash but that of the machine.
+Each call is a transaction in a write-ahead log. Messages survive any crash except that of the
+machine.
 """
 
 from __future__ import annotations
@@ -49,22 +50,22 @@ from aflow.queue.base import (
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
 
-# Waking processes of one machine that wait for a queue: a datagram to each, and no polling.
+# Waking the processes of this machine that wait for a queue, with a datagram to each, instead of
+# polling.
 #
-# Each waiter has a socket in a folder that is named after the queue's path, inside of the user's
-# own runtime folder (addresses of sockets are short, so it is not beside the queue); a `put` sends
-# a datagram to all that are there. What is lost costs time alone: waiters look again now and then.
-# So users of one queue who have no runtime folder, or not the same one, find new messages by
-# looking.
+# Each waiter binds a socket in a folder that is named after the queue's path, inside of the user's
+# runtime folder (not next to the queue, since addresses of sockets must be short); a `put` sends
+# a datagram to all of them. A lost datagram only costs time, since waiters also poll at a low rate.
+# So do users of one queue who have no runtime folder, or different ones.
 
 
 _TRIES = 10
-LOOK_AGAIN = 1.0  # seconds after which a waiter looks without having been woken
+LOOK_AGAIN = 1.0  # seconds after which a waiter polls without having been woken
 _log = logging.getLogger("aflow.queue")
 
 
 class WakeUp:
-    """The folder of sockets of the queue at this path."""
+    """The sockets of the processes that wait for the queue at this path."""
 
     def __init__(self, path: Path) -> None:
         self._name = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
@@ -73,16 +74,16 @@ class WakeUp:
         self._is_warned = False
 
     def _folder(self) -> Path:
-        """The path of the folder; raises UnsafeFolder and OSError."""
+        """The folder of the sockets; raises UnsafeFolder and OSError."""
         if self._found is None:
             self._found = runtime_folder("queues") / self._name
         return self._found
 
     def ring(self) -> None:
-        """Wake all who wait."""
+        """Wake all waiters."""
         try:
             folder = open_checked(self._folder())
-        except (OSError, UnsafeFolder):  # nobody waits there
+        except (OSError, UnsafeFolder):  # there is no folder, so there are no waiters
             return
         try:
             for name in os.listdir(folder):
@@ -97,20 +98,20 @@ class WakeUp:
         try:
             self._sender.sendto(b"!", _address(folder, self._folder(), name))
         except BlockingIOError:
-            return  # it has more than one datagram unread: it will look
-        except ConnectionRefusedError:  # its waiter has ended without closing it
+            return  # the buffer of the socket is full, so the waiter will wake up anyway
+        except ConnectionRefusedError:  # the waiter was killed without unlinking its socket
             with suppress(OSError):
-                # Of the folder that was checked, whatever its path leads to by now.
+                # Relative to the checked folder, since its path may have been replaced.
                 if stat.S_ISSOCK(os.lstat(name, dir_fd=folder).st_mode):
                     os.unlink(name, dir_fd=folder)
-        except OSError:  # it is gone, or is not a socket
+        except OSError:  # the socket was unlinked, or the file is not a socket
             return
 
     def listen(self) -> Bell:
-        """Begin to listen for new messages of other processes.
+        """Start to listen for new messages of other processes.
 
         Returns:
-            The bell to wait at: a socket, or where that is impossible a timer.
+            The bell to wait for: a socket or, if that is impossible, a timer.
         """
         try:
             return self._listen()
@@ -130,7 +131,7 @@ class WakeUp:
                     with open_folder(path.parent) as folder:
                         bell.bind(_address(folder, path.parent, path.name))
                     return Bell(bell, path)
-                except FileNotFoundError:  # another waiter, or a cleaner, has removed a folder
+                except FileNotFoundError:  # another waiter or a cleanup has removed the folder
                     self._found = None
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self._name)
         except BaseException:
@@ -138,27 +139,27 @@ class WakeUp:
             raise
 
     def close(self) -> None:
-        """Release the socket. May be called twice."""
+        """Close the sending socket. Idempotent."""
         if self._sender is not None:
             self._sender.close()
             self._sender = None
 
 
 def _address(folder: int, path: Path, name: str) -> str:
-    """The address of a socket in the folder that is open: by its descriptor where the system can,
-    since addresses are short, and a path may lead elsewhere by now."""
+    """The address of a socket in the open folder: through the folder's descriptor if the system
+    supports it, since addresses must be short, and the path may have been replaced."""
     return str(path / name) if DESCRIPTORS is None else f"{DESCRIPTORS}/{folder}/{name}"
 
 
 class Bell:
-    """Where one waiter waits."""
+    """The listening socket of one waiter; a timer if it has none."""
 
     def __init__(self, bell: socket.socket | None, path: Path | None) -> None:
         self._bell = bell
         self._path = path
 
     def clear(self) -> None:
-        """Forget what has rung until now: call it before looking."""
+        """Discard all datagrams received so far. Call it before checking for messages."""
         if self._bell is None:
             return
         try:
@@ -168,10 +169,10 @@ class Bell:
             return
 
     async def wait(self, seconds: float) -> None:
-        """Wait for a datagram, or for `seconds`.
+        """Wait for a datagram, at most LOOK_AGAIN seconds.
 
         Args:
-            seconds: How long to wait at most.
+            seconds: Maximum number of seconds to wait.
         """
         seconds = min(seconds, LOOK_AGAIN)
         if self._bell is None:
@@ -179,14 +180,14 @@ class Bell:
             return
         loop = asyncio.get_running_loop()
         try:
-            # Not wait_for: in Python 3.11 it loses a cancellation that comes with the ring.
+            # Not wait_for: in Python 3.11 it loses a cancellation that coincides with the datagram.
             async with asyncio.timeout(seconds):
                 await loop.sock_recv(self._bell, 16)
         except TimeoutError:
             return
 
     def close(self) -> None:
-        """Nobody waits here any more. May be called twice."""
+        """Close and unlink the socket. Idempotent."""
         if self._bell is None or self._path is None:
             return
         self._bell.close()
@@ -197,20 +198,20 @@ class Bell:
                     os.unlink(self._path.name, dir_fd=folder)
             finally:
                 os.close(folder)
-            self._path.parent.rmdir()  # fails where others wait
+            self._path.parent.rmdir()  # fails if there are other waiters
 
 
 T = TypeVar("T")
 
 _VERSION = 3
-# For the first process after a start of the machine: a lease of before that may be of a process on
-# another machine, which renews it; else it ends at last, though the clock has been set back.
+# The first process after a boot limits all leases to this. Processes on other machines can still
+# hold leases, and renew them; all others must end even if the clock was set back.
 _LONGEST_WAIT = 3600.0  # seconds
 _SQL = statements_in(Path(__file__).parent / "queries" / "sqlite.sql")
 
 
 class SqliteQueue(Queue):
-    """The queue in the file at `path`, which is made if it is not there."""
+    """The queue in the file at `path`, which is created if it does not exist."""
 
     def __init__(
         self, path: Path, max_deliveries: int = MAX_DELIVERIES, clock: Clock | None = None
@@ -244,7 +245,7 @@ class SqliteQueue(Queue):
             groups[group_of(message.id), message.priority].append(message)
         for (group, priority), members in groups.items():
             turn = _turn(db, topic, group, priority)
-            step = 1 if group else 0  # those of no group come in the order of their numbers
+            step = 1 if group else 0  # messages without a group keep the order of insertion
             rows = [
                 (topic, each.id, each.body, priority, turn + step * place, now)
                 for place, each in enumerate(members)
@@ -263,7 +264,7 @@ class SqliteQueue(Queue):
         wait: float = 0.0,
         skip: Collection[str] = (),
     ) -> list[Lease]:
-        """Up to `limit` messages; see the port."""
+        """Lease messages; see the port."""
         for topic in topics:
             check_topic(topic)
         taken, _ = await self._take_or_give_back(topics, limit, ttl, skip)
@@ -285,7 +286,7 @@ class SqliteQueue(Queue):
     async def _take_or_give_back(
         self, topics: Sequence[str], limit: int, ttl: float, skip: Collection[str]
     ) -> tuple[list[Lease], float]:
-        """The same as `_take`; what it took for a caller that is cancelled meanwhile goes back."""
+        """Call `_take`; if the caller is cancelled during the call, release the leases."""
         taking = self._begin(lambda db: self._take(db, topics, limit, ttl, skip))
         try:
             return await asyncio.shield(taking)
@@ -302,7 +303,7 @@ class SqliteQueue(Queue):
         ttl: float,
         skip: Collection[str],
     ) -> tuple[list[Lease], float]:
-        """Leases, and in how many seconds there may be more if there are none."""
+        """The leases, and the seconds until a leased or delayed message becomes ready."""
         now, expires_at = self._leases.now(), self._clock.now() + ttl
         taken: list[Lease] = []
         due = float("inf")
@@ -316,14 +317,14 @@ class SqliteQueue(Queue):
             if len(taken) >= limit:
                 break
             if not rows and not skip:
-                db.execute(_SQL["forget_turns"], (topic,))  # nobody waits for a turn
+                db.execute(_SQL["forget_turns"], (topic,))  # no messages wait for a turn
             (next_due,) = db.execute(_SQL["next_due"], (topic,)).fetchone()
             if next_due is not None:
                 due = min(due, next_due)
         return taken, max(0.0, due - now)
 
     def _settle(self, db: sqlite3.Connection, topic: str, now: float) -> None:
-        """Make ready, or bury, whatever the time has come for."""
+        """Make messages whose lease or delay has ended ready, or bury them."""
         (due,) = db.execute(_SQL["next_due"], (topic,)).fetchone()
         if due is not None and due <= now:
             db.execute(_SQL["bury_spent"], (topic, now, self._max_deliveries))
@@ -331,7 +332,7 @@ class SqliteQueue(Queue):
                 db.execute(_SQL[f"come_back_{state}"], (topic, now))
 
     async def extend(self, leases: Sequence[Lease], ttl: float) -> list[Lease]:
-        """Keep leases for longer; see the port."""
+        """Extend leases; see the port."""
         held = await self._held(leases, _SQL["extend"], lambda now: (now + ttl,))
         expires_at = self._clock.now() + ttl
         extended = [each._replace(expires_at=expires_at) for each in leases if each.token in held]
@@ -339,13 +340,13 @@ class SqliteQueue(Queue):
         return extended
 
     async def ack(self, leases: Sequence[Lease]) -> None:
-        """The messages are done with; see the port."""
+        """Delete messages; see the port."""
         check_held(leases, await self._held(leases, _SQL["ack"], lambda _: ()))
 
     async def release(
         self, leases: Sequence[Lease], *, delay: float = 0.0, counted: bool = True
     ) -> None:
-        """Give messages back; see the port."""
+        """Make messages available for redelivery; see the port."""
         back, state = 0 if counted else 1, "d" if delay > 0 else "r"
         most = self._max_deliveries
         held = await self._held(
@@ -357,8 +358,8 @@ class SqliteQueue(Queue):
     async def _held(
         self, leases: Sequence[Lease], sql: str, values_at: Callable[[float], tuple[Any, ...]]
     ) -> set[str]:
-        """Do it, with the values for the time that it is, to the messages of the leases that have
-        not ended: their tokens."""
+        """Execute a statement, with the values for the current time, for each lease that has not
+        ended; return the tokens of these leases."""
 
         def do(db: sqlite3.Connection) -> set[str]:
             now = self._leases.now()
@@ -372,11 +373,11 @@ class SqliteQueue(Queue):
         return await self._do(do) if leases else set()
 
     async def bury(self, leases: Sequence[Lease]) -> None:
-        """Keep messages to be looked at; see the port."""
+        """Keep messages for inspection; see the port."""
         check_held(leases, await self._held(leases, _SQL["bury"], lambda now: (now,)))
 
     async def remove(self, topic: str, ids: Sequence[str], *, leased: bool = False) -> None:
-        """Forget messages; see the port."""
+        """Delete messages; see the port."""
 
         def remove(db: sqlite3.Connection) -> None:
             now = self._leases.now()
@@ -386,7 +387,7 @@ class SqliteQueue(Queue):
             await self._do(remove)
 
     async def known(self, topic: str, ids: Sequence[str]) -> set[str] | None:
-        """Which of these there are; see the port."""
+        """Which of these messages exist; see the port."""
         if not ids:
             return set()
         return await self._do(
@@ -394,7 +395,7 @@ class SqliteQueue(Queue):
         )
 
     async def drop(self, topic: str) -> None:
-        """Forget the topic; see the port."""
+        """Delete the topic; see the port."""
 
         def drop(db: sqlite3.Connection) -> None:
             db.execute(_SQL["drop"], (topic,))
@@ -425,7 +426,7 @@ class SqliteQueue(Queue):
         return redriven
 
     async def peek(self, topic: str, limit: int = 100) -> list[Message] | None:
-        """The messages that are ready; see the port."""
+        """The ready messages; see the port."""
 
         def find(db: sqlite3.Connection) -> list[Any]:
             self._settle(db, topic, self._leases.now())
@@ -439,7 +440,7 @@ class SqliteQueue(Queue):
         return [topic for (topic,) in found]
 
     async def depth(self, topic: str) -> Depth:
-        """How many messages the topic has; see the port."""
+        """The numbers of messages of the topic; see the port."""
 
         def count(db: sqlite3.Connection) -> dict[str, int]:
             self._settle(db, topic, self._leases.now())
@@ -450,7 +451,7 @@ class SqliteQueue(Queue):
         return Depth(ready, found.get("l", 0), found.get("b", 0))
 
     async def longest_wait(self, topic: str) -> float | None:
-        """How long the oldest message waits; see the port."""
+        """The waiting time of the oldest ready message; see the port."""
 
         def find(db: sqlite3.Connection) -> float:
             now = self._leases.now()
@@ -461,7 +462,7 @@ class SqliteQueue(Queue):
         return await self._do(find)
 
     async def announce(self, name: str, body: bytes, ttl: float) -> None:
-        """Let others see this of a worker; see the port."""
+        """Publish a record of a worker; see the port."""
         await self._do(
             lambda db: db.execute(
                 _SQL["announce"], (name, body, self._leases.now() + ttl if body else -1e99)
@@ -469,7 +470,7 @@ class SqliteQueue(Queue):
         )
 
     async def announced(self) -> Mapping[str, bytes] | None:
-        """What workers have announced; see the port."""
+        """The unexpired records of workers; see the port."""
 
         def find(db: sqlite3.Connection) -> list[Any]:
             db.execute(_SQL["expire_workers"], (self._leases.now(),))
@@ -478,7 +479,7 @@ class SqliteQueue(Queue):
         return dict(await self._do(find))
 
     async def close(self) -> None:
-        """Release the file; see the port."""
+        """Close the file; see the port."""
         self._wake_up.close()
         thread, self._thread = self._thread, None
         if thread is not None:
@@ -488,7 +489,7 @@ class SqliteQueue(Queue):
     # ------------------------------------------------------------------ the file
 
     async def _do(self, what: Callable[[sqlite3.Connection], T]) -> T:
-        """One transaction, in the thread that has the connection."""
+        """Call `what` in a transaction, in the thread that owns the connection."""
         return await self._begin(what)
 
     def _begin(self, what: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
@@ -554,9 +555,9 @@ class SqliteQueue(Queue):
 
 
 def _turn(db: sqlite3.Connection, topic: str, group: str, priority: int) -> int:
-    """The turn of the next message of a group: the one that is being handed out; or, while the
-    group's last message waits, the one after that. So groups take turns, and one that has few
-    messages has them handed out soon."""
+    """The turn of a group's next message: the turn that is being delivered or, if the group's last
+    message is still waiting, the turn after that. So groups take turns, and a group with few
+    messages is served soon."""
     found = db.execute(_SQL["present_turn"], (topic, priority)).fetchone()
     now = int(found[0]) if found else 0
     last = db.execute(_SQL["last_turn"], (topic, group, priority)).fetchone() if group else None

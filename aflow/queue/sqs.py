@@ -1,33 +1,34 @@
-"""A queue in Amazon SQS: a standard queue for each topic, made when it is first used.
+"""A queue in Amazon SQS: a standard queue per topic, created when it is first used.
 
     sqs://region/prefix        sqs+http://host:port/prefix?region=name        (sqs+https)
 
-Credentials come from where botocore finds them (AWS_* variables, ~/.aws, the role of the machine).
-A body that is too large for SQS goes to an object store: `?bodies=` and its URL, quoted.
+Credentials are found by botocore (AWS_* variables, ~/.aws, the role of the machine). Bodies that
+are too large for SQS are stored in an object store: `?bodies=` with its quoted URL.
 
-What SQS cannot, and so is otherwise than the port says:
+SQS lacks some functions, so this backend differs from the port in the following ways:
 
-- What is put together travels together, up to twenty in a message of SQS, since that counts, and
-  charges, messages. Who takes fewer puts the others again. Each may be acknowledged by itself; if
-  its worker goes away before all are, all of them come again, and from then on each by itself.
-- A put of more than two hundred messages is several calls: one that raises may have put some of
-  them. A message that is put again is there twice. The order is rough.
-- SQS does not tell an old receipt from a new one. So a lease is known only to the object that gave
-  it, and ends there a second before it ends in SQS.
-- Only buried messages can be removed. Others are delivered, and their worker finds that nothing is
-  left to do. SQS does not tell which messages there are (`known`, `peek`), which topics (names of
-  queues are shortened ones) and which workers; how long the oldest message waits, CloudWatch alone
-  tells (ApproximateAgeOfOldestMessage).
-- There are no priorities. Groups take turns as far as SQS has fair queues: a message carries its
-  group, where the service takes that. What is to be skipped is taken and given back, which is
+- Messages of one `put` are bundled, up to twenty in one SQS message, since SQS limits and charges
+  by messages. A client that leases fewer puts the others again. Each can be acknowledged
+  individually; if the worker goes away before all are, all are redelivered, each individually from
+  then on.
+- A `put` of more than two hundred messages takes several calls; if it raises, some of the messages
+  may have been added. A message that is put again is duplicated. The order is approximate.
+- SQS does not distinguish old receipts from new ones. So only the object that returned a lease
+  knows it, and the lease ends there a second before it ends in SQS.
+- Only buried messages can be removed. Others are delivered, and their worker finds that there is
+  nothing left to do. SQS cannot list messages (`known`, `peek`), topics (names of queues are
+  truncated) or workers. Only CloudWatch reports how long the oldest message has waited
+  (ApproximateAgeOfOldestMessage).
+- There are no priorities. Groups take turns only if SQS supports fair queues: a message carries its
+  group if the service accepts that. Messages of skipped groups are received and released, which is
   not counted.
 - Times are whole seconds, rounded up; a lease with its extensions ends after 12 hours. `depth` is
-  an estimate, of messages of SQS. A worker of several topics polls them in turn, a second
+  an estimate, and counts SQS messages. A worker of several topics polls them in turn, a second
   each.
-- A call of `lease` that is cancelled in the middle may hold messages until their time has passed.
+- A call of `lease` that is cancelled may leave messages leased until the lease expires.
 
-Messages that come back too often go to a second queue, whose name ends in `-buried`; so does what
-is not a message of aflow's.
+Messages that are delivered too often go to a second queue, whose name ends in `-buried`; so do
+messages that are not aflow's.
 """
 
 from __future__ import annotations
@@ -72,26 +73,26 @@ from aflow.queue.base import (
 if TYPE_CHECKING:
     from aflow.storage.base import ObjectStore
 
-# The form of a message in SQS, which takes text alone, and only so much of it.
+# The format of an SQS message, whose body is text of a limited size.
 #
 # It is base64 of msgpack: one message, `[1, id, deliveries, buried_at, kept, body]`, or a bundle,
-# `[2, [[id, deliveries, body], ...]]`.
+# `[2, [[id, deliveries, body], ...]]`. Bundles exist because SQS charges by messages, and accepts
+# only ten in a call.
 #
-# The second form is a bundle: SQS counts and charges messages, and takes ten of them in a call.
-# `deliveries` are those that SQS has not counted itself: a message that was given back at no cost,
-# or buried, is a new one to SQS. `kept` names the object that has the body of one that is too
-# large.
+# `deliveries` are those that SQS does not count: a message that is released without being counted,
+# or buried, becomes a new message in SQS. `kept` is the name of the object with the body, if that
+# is too large.
 
 
-LARGEST = 250_000  # characters of a message, and of all that go with one call
-MOST = 10  # messages of a call
-LARGEST_BUNDLE = LARGEST // MOST  # characters, so that a call can have as many bundles as messages
+LARGEST = 250_000  # maximum characters of a message, and of all messages of one call
+MOST = 10  # maximum messages of a call
+LARGEST_BUNDLE = LARGEST // MOST  # characters, so that MOST bundles fit into one call
 _MOST_IN_BUNDLE = 20  # entries
 _ONE, _BUNDLE = 1, 2
 
 
 class SqsMessage(NamedTuple):
-    """A message as it stands in SQS."""
+    """A message as it is stored in SQS."""
 
     id: str
     body: bytes
@@ -101,10 +102,11 @@ class SqsMessage(NamedTuple):
 
 
 def write(entries: Sequence[SqsMessage]) -> str:
-    """Return the text of an entry, or of a bundle of several, none of which is buried or kept.
+    """Return the text of one entry, or of a bundle of several entries.
 
     Args:
-        entries: One entry, or those of a bundle.
+        entries: The entries; those of a bundle must not be buried, and must have their bodies in
+            SQS.
     """
     fields: list[Any]
     if len(entries) == 1:
@@ -119,13 +121,13 @@ def write(entries: Sequence[SqsMessage]) -> str:
 
 
 def read(text: str) -> list[SqsMessage]:
-    """Return the entries of a text.
+    """Return the entries in a text.
 
     Args:
-        text: The body of a message in SQS.
+        text: The body of an SQS message.
 
     Raises:
-        InvalidMessage: If it is malformed.
+        InvalidMessage: If the text is malformed.
     """
     try:
         version, *rest = msgpack.unpackb(base64.b64decode(text, validate=True))
@@ -145,9 +147,8 @@ def read(text: str) -> list[SqsMessage]:
 
 
 def bundled(entries: Sequence[SqsMessage]) -> list[list[SqsMessage]]:
-    """Return which entries go together in a message. A call can carry several messages: only when
-    there are more entries than that do messages carry several, so that few entries reach as many
-    workers.
+    """Return the entries grouped into SQS messages. Entries are bundled only if there are more of
+    them than messages in a call, so that a few entries can reach as many workers.
 
     Args:
         entries: The entries of a call of `put`, in order.
@@ -167,7 +168,7 @@ def bundled(entries: Sequence[SqsMessage]) -> list[list[SqsMessage]]:
 
 
 def size_of(entry: SqsMessage) -> int:
-    """Return how many characters the entry takes at most, if its body goes with it.
+    """Return the maximum number of characters of the entry, including its body.
 
     Args:
         entry: The entry, with its whole body.
@@ -176,10 +177,10 @@ def size_of(entry: SqsMessage) -> int:
 
 
 def calls_of(sizes: Sequence[int]) -> Iterator[range]:
-    """Yield which messages go together in a call.
+    """Yield the ranges of messages that fit into one call.
 
     Args:
-        sizes: The sizes of the messages, in bytes.
+        sizes: The size of each message, in characters.
     """
     first = total = 0
     for number, size in enumerate(sizes):
@@ -191,7 +192,7 @@ def calls_of(sizes: Sequence[int]) -> Iterator[range]:
         yield range(first, len(sizes))
 
 
-# Calls to Amazon SQS: one client, queues by name, and its errors in our words.
+# Calls of Amazon SQS: the client, the URLs of queues by name, and errors.
 
 
 try:
@@ -210,8 +211,8 @@ except ImportError as error:
 
 T = TypeVar("T")
 
-LONGEST_WAIT = 20  # seconds of one call, as SQS has it
-KEPT_DAYS = 14  # that SQS keeps a message
+LONGEST_WAIT = 20  # maximum seconds of a receiving call in SQS
+KEPT_DAYS = 14  # for which SQS keeps a message
 CALLS_AT_ONCE = 8
 _NO_QUEUE = frozenset({"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist"})
 _NO_CREDENTIALS = (*NO_CREDENTIALS, *LOST_CREDENTIALS)
@@ -219,14 +220,15 @@ _AWAY = (faults.BotoCoreError, faults.ClientError, aiohttp.ClientError, OSError,
 
 
 class SqsService:
-    """SQS in a region, or at another endpoint. `place` is the URL that sentences name. Its calls
+    """SQS in a region, or at another endpoint. `place` is the URL for error messages. Its calls
     raise QueueUnavailable."""
 
     def __init__(self, place: str, region: str | None, endpoint: str | None) -> None:
         self._place = place
         self._region = region
         self._endpoint = endpoint
-        # Here, since reading large files does not hold up other users of the event loop.
+        # Created here rather than in a call, since it reads large files, which would block the
+        # event loop.
         self._session = new_session("sqs")
         self._opening = asyncio.Lock()
         self._slots = asyncio.Semaphore(CALLS_AT_ONCE)
@@ -250,7 +252,7 @@ class SqsService:
         return self._urls[name]
 
     async def delete(self, name: str) -> None:
-        """Delete the queue of this name, if it is there."""
+        """Delete a queue, if it exists."""
         try:
             found = (
                 self._urls.get(name)
@@ -265,7 +267,7 @@ class SqsService:
     async def in_calls(
         self, call: str, name: str, entries: Sequence[dict[str, Any]]
     ) -> dict[int, str]:
-        """Make a batch call as often as its entries need.
+        """Send entries in as many batch calls as necessary, concurrently.
 
         Args:
             call: The name of the call in botocore, which takes `Entries`.
@@ -273,7 +275,7 @@ class SqsService:
             entries: The entries, without their ids.
 
         Returns:
-            The error codes of the entries that failed, by their number.
+            The error codes of the entries that failed, by their index in `entries`.
         """
         if not entries:
             return {}
@@ -294,14 +296,14 @@ class SqsService:
         """Call SQS.
 
         Args:
-            name: The name of the call, as botocore has it.
+            name: The name of the call in botocore.
             **values: Its parameters.
 
         Returns:
-            The answer.
+            The response.
 
         Raises:
-            QueueUnavailable: If SQS refuses, or does not answer.
+            QueueUnavailable: If SQS rejects the call, or does not respond.
         """
         try:
             if self._sqs is None:
@@ -339,16 +341,16 @@ class SqsService:
                 )
 
     async def close(self) -> None:
-        """Release connections. May be called twice."""
+        """Close connections. Idempotent."""
         self._sqs = None
         await self._stack.aclose()
 
 
 def code_of(error: QueueUnavailable) -> str:
-    """Return the code with which SQS has refused a call; empty where it did not.
+    """Return the code with which SQS has rejected a call; empty if it did not respond.
 
     Args:
-        error: The error of a call.
+        error: An error that `SqsService.call` raised.
     """
     cause = error.__cause__
     return Refusal.of(cause).code if isinstance(cause, faults.ClientError) else ""
@@ -358,23 +360,23 @@ class _NoQueue(QueueUnavailable):
     """SQS has no queue of that name."""
 
 
-TURN = 1  # seconds of a call where several topics are waited for
+TURN = 1  # seconds of a receiving call if there are several topics
 LONGEST_LEASE = 43_200
 LONGEST_DELAY = 900  # of a message that is put
 _BURIED = "-buried"
-_REST = "rest"  # of a message: what we leave to others
-_LOOK = 30.0  # seconds for which buried messages are out of sight while somebody looks at them
+_REST = "rest"  # represents the entries of a message that were left to other clients
+_LOOK = 30.0  # seconds for which buried messages are invisible to others while they are read
 _CHANGE, _DELETE = "change_message_visibility_batch", "delete_message_batch"
 _NAME = re.compile(r"[A-Za-z0-9_\-]{1,40}\Z")
-_SKIPPED = 15.0  # seconds for which what we leave to others is out of sight
-# What a service answers that knows nothing of fair queues.
+_SKIPPED = 15.0  # seconds for which messages of skipped groups are invisible
+# Error codes of services that do not support fair queues.
 _NOT_FAIR = frozenset({"InvalidParameterValue", "InvalidParameter", "InvalidParameterCombination"})
 _LOST = frozenset({"ReceiptHandleIsInvalid", "InvalidParameterValue", "MessageNotInflight"})
 
 
 class _LeaseState(NamedTuple):
-    """What is known of a lease: until when it is trusted (monotonic), where its body is, and the
-    receipt of its message, which may have the entries of other leases."""
+    """The state of a lease: until when it is valid (by the monotonic clock), the object with its
+    body, and the receipt of its SQS message, which may contain the entries of other leases."""
 
     until: float
     kept: str
@@ -382,8 +384,8 @@ class _LeaseState(NamedTuple):
 
 
 class _Rest(NamedTuple):
-    """What of messages that have come is to be put again, together or each by itself, and the
-    receipts of messages that are put again in parts or as a whole."""
+    """The parts of received messages that must be put again, bundled or individually, and the
+    receipts of the messages of which a part, or the whole, is put again."""
 
     entries: list[SqsMessage]
     alone: list[SqsMessage]
@@ -392,7 +394,8 @@ class _Rest(NamedTuple):
 
 
 class SqsQueue(Queue):
-    """The queue at `url`; see the module's text. `open_store` opens what `?bodies=` names."""
+    """The queue at `url`; see the module docstring. `open_store` opens the object store in
+    `?bodies=`."""
 
     def __init__(
         self,
@@ -420,24 +423,24 @@ class SqsQueue(Queue):
         self._store: ObjectStore | None = open_store(bodies) if bodies and open_store else None
         self._service = SqsService(url, region, endpoint)
         self._held: dict[str, _LeaseState] = {}
-        self._unsettled: dict[str, set[str]] = {}  # by receipt, the leases of a message
-        self._is_fair = True  # until the service has refused groups
-        self._usual: dict[str, int] = {}  # by topic, how many entries a message had lately
+        self._unsettled: dict[str, set[str]] = {}  # by receipt, the unfinished leases of a message
+        self._is_fair = True  # until the service has rejected groups
+        self._usual: dict[str, int] = {}  # by topic, the number of entries of the last message
 
     @property
     def url(self) -> str:
-        """As it was given: there are no credentials in it."""
+        """The URL, unchanged, since it contains no credentials."""
         return self._url
 
     @property
     def largest(self) -> int | None:
-        """What SQS takes, unless there is a store for larger ones."""
+        """The limit of SQS; None if there is a store for larger bodies."""
         return None if self._store is not None else (LARGEST * 3 // 4) - 1024
 
     # ------------------------------------------------------------------ put and lease
 
     async def put(self, topic: str, messages: Sequence[Message]) -> None:
-        """Add messages; see the port, and what this module says of it."""
+        """Add messages; see the port, and the module docstring for the differences."""
         check_topic(topic)
         check_messages(messages)
         entries = [
@@ -446,7 +449,7 @@ class SqsQueue(Queue):
         await self._send(self._name(topic), bundled(entries))
 
     async def _fitting(self, topic: str, entry: SqsMessage) -> SqsMessage:
-        """The entry, its body in the store if it is too large for SQS."""
+        """The entry, with its body moved to the store if it is too large for SQS."""
         if size_of(entry) <= LARGEST:
             return entry
         if self._store is None:
@@ -478,17 +481,17 @@ class SqsQueue(Queue):
             )
 
     async def _sent(self, name: str, entries: Sequence[dict[str, Any]]) -> dict[int, str]:
-        """Send these: the codes of those that failed, by number."""
+        """Send the entries; the error codes of those that failed, by index."""
         try:
             return await self._service.in_calls("send_message_batch", name, entries)
         except QueueUnavailable as error:
             code = code_of(error)
-            if self._is_fair and code in _NOT_FAIR:  # then all of them are refused
+            if self._is_fair and code in _NOT_FAIR:  # then all of them are rejected
                 return dict.fromkeys(range(len(entries)), code)
             raise
 
     def _group(self, bundle: Sequence[SqsMessage]) -> dict[str, str]:
-        """The group of a message, for SQS's fair queues; of several, that of the first."""
+        """The group of a message, for SQS's fair queues; that of the first entry for a bundle."""
         group = group_of(bundle[0].id) if self._is_fair else ""
         return {"MessageGroupId": group[:128]} if group else {}
 
@@ -500,7 +503,7 @@ class SqsQueue(Queue):
         wait: float = 0.0,
         skip: Collection[str] = (),
     ) -> list[Lease]:
-        """Up to `limit` messages; see the port."""
+        """Lease messages; see the port."""
         for topic in topics:
             check_topic(topic)
         give_up_at = self._clock.monotonic() + wait
@@ -534,7 +537,7 @@ class SqsQueue(Queue):
         return taken
 
     async def _take(self, topic: str, limit: int, ttl: float, wait: int) -> list[Lease]:
-        """What is there, up to `limit`; waits for the first in SQS."""
+        """Lease available messages, up to `limit`; wait in SQS for the first."""
         taken: list[Lease] = []
         while len(taken) < limit:
             asked = min(MOST, -(-(limit - len(taken)) // self._usual.get(topic, 1)))
@@ -546,17 +549,18 @@ class SqsQueue(Queue):
                 await self._put_again(self._name(topic), rest)
             except QueueUnavailable:
                 if taken:
-                    break  # the next call says it
+                    break  # the next call raises
                 raise
             if len(found) < asked:
                 break
         return taken
 
     async def _put_again(self, name: str, rest: _Rest) -> None:
-        """Let others have what of messages that have come is not for us."""
+        """Put the parts of received messages that were not leased again, for other clients."""
         bundles = [*bundled(rest.entries), *([each] for each in rest.alone)]
         await self._send(name, bundles)
-        # Not before: what was not put again is to come again with its message.
+        # Only after the put: if it had failed, these entries must be redelivered with their
+        # message.
         for handle in rest.parts:
             self._unsettled.get(handle, set()).discard(_REST)
         await self._service.in_calls(_DELETE, name, [_entry(handle) for handle in rest.whole])
@@ -576,8 +580,8 @@ class SqsQueue(Queue):
     async def _leased(
         self, topic: str, message: Any, ttl: float, limit: int, rest: _Rest
     ) -> list[Lease]:
-        """The leases of a message that has come, at most `limit`; what else it has goes to the
-        rest. None for one that is buried instead."""
+        """Lease up to `limit` entries of a received message; add the others to `rest`. Returns no
+        leases if the message is buried instead."""
         handle = message["ReceiptHandle"]
         entries, are_ours = _entries_of(message)
         if not are_ours:
@@ -589,8 +593,7 @@ class SqsQueue(Queue):
         if len(entries) == 1 and limit > 0:
             return await self._leased_alone(topic, handle, entries[0], before + 1, ttl)
         if before:
-            # Who had several and went away may have done so because of one of them: from now on
-            # each goes by itself.
+            # One of the entries may have crashed the previous worker: deliver each individually.
             again = [each._replace(deliveries=each.deliveries + before) for each in entries]
             rest.alone.extend(again)
             entries = []
@@ -610,11 +613,11 @@ class SqsQueue(Queue):
     async def _leased_alone(
         self, topic: str, handle: str, entry: SqsMessage, count: int, ttl: float
     ) -> list[Lease]:
-        """The lease of a message with one entry; none where it is buried instead."""
+        """Lease a message with a single entry; returns no lease if it is buried instead."""
         ends = self._clock.monotonic() + ttl, self._clock.now() + ttl
         deliveries = entry.deliveries + count
         spent = deliveries > self._max_deliveries
-        with contextlib.suppress(ObjectNotFound):  # its body is gone: nobody can do it
+        with contextlib.suppress(ObjectNotFound):  # without its body it cannot be processed
             entry = await self._whole(entry)
             if not spent:
                 return [self._held_from_now(topic, entry, handle, deliveries, ends)]
@@ -625,7 +628,8 @@ class SqsQueue(Queue):
     def _held_from_now(
         self, topic: str, entry: SqsMessage, token: str, deliveries: int, ends: tuple[float, float]
     ) -> Lease:
-        """The lease of an entry, with its end by the monotonic clock and since the epoch."""
+        """Return a new lease of an entry. `ends` is its expiry by the monotonic clock and since the
+        epoch."""
         until, expires_at = ends
         lease = Lease(
             topic=topic,
@@ -655,7 +659,7 @@ class SqsQueue(Queue):
     async def _bury(self, topic: str, entry: SqsMessage, deliveries: int) -> None:
         now = self._clock.now()
         buried = entry._replace(deliveries=deliveries, buried_at=now)
-        if not buried.kept and len(write([buried])) > LARGEST:  # a stranger, longer as one of ours
+        if not buried.kept and len(write([buried])) > LARGEST:  # not aflow's: its form is longer
             buried = buried._replace(body=buried.body[: LARGEST // 2])
         await self._send(self._name(topic) + _BURIED, [[buried]])
 
@@ -665,7 +669,7 @@ class SqsQueue(Queue):
     # ------------------------------------------------------------------ the ends of leases
 
     async def extend(self, leases: Sequence[Lease], ttl: float) -> list[Lease]:
-        """Keep leases for longer; see the port."""
+        """Extend leases; see the port."""
         mine, lost = self._mine(leases)
         until, expires_at = self._clock.monotonic() + ttl, self._clock.now() + ttl
         held = {each.token: self._held[each.token] for each in mine}
@@ -676,7 +680,7 @@ class SqsQueue(Queue):
         return extended
 
     async def ack(self, leases: Sequence[Lease]) -> None:
-        """The messages are done with; see the port."""
+        """Delete messages; see the port."""
         mine, lost = self._mine(leases)
         kept = {each.token: self._held[each.token].kept for each in mine}
         gone = await self._settle(mine)
@@ -688,7 +692,7 @@ class SqsQueue(Queue):
     async def release(
         self, leases: Sequence[Lease], *, delay: float = 0.0, counted: bool = True
     ) -> None:
-        """Give messages back; see the port."""
+        """Make messages available for redelivery; see the port."""
         mine, lost = self._mine(leases)
         again: list[Lease] = []
         renewed: dict[str, list[SqsMessage]] = {}
@@ -700,8 +704,8 @@ class SqsQueue(Queue):
             elif counted and held.handle == each.token:
                 again.append(each)
             else:
-                # SQS counts on, and by the message: what is to cost nothing, or is a part of a
-                # message, becomes a new one.
+                # SQS always counts deliveries, and counts them by message. So an entry that must
+                # not be counted, or is a part of a bundle, becomes a new message.
                 spent = each.deliveries - (not counted)
                 entry = SqsMessage(each.id, each.body, spent, kept=held.kept)
                 renewed.setdefault(each.topic, []).append(entry)
@@ -730,8 +734,9 @@ class SqsQueue(Queue):
             del self._unsettled[handle]
 
     async def _settle(self, leases: Sequence[Lease]) -> list[Lease]:
-        """These are done with, and so are messages of which no entry is left; those that SQS
-        knows no more. A message of which a lease has ended comes again, whole."""
+        """Finish leases, and delete the messages all of whose leases are finished. Returns the
+        leases whose messages SQS no longer knows. A message with an expired lease is redelivered as
+        a whole."""
         done = {each.token for each in leases}
         whole = {_handle_of(each): each for each in leases}
         whole = {key: each for key, each in whole.items() if self._unsettled[key] <= done}
@@ -744,7 +749,8 @@ class SqsQueue(Queue):
         return [each for each in leases if _handle_of(each) in gone]
 
     async def _change(self, leases: Sequence[Lease], call: str, **values: int) -> list[Lease]:
-        """Do it to the messages of these leases; those of them that SQS knows no more."""
+        """Make a batch call for the messages of these leases; return those that SQS no longer
+        knows."""
         lost: list[Lease] = []
         for topic in dict.fromkeys(each.topic for each in leases):
             group = [each for each in leases if each.topic == topic]
@@ -760,10 +766,10 @@ class SqsQueue(Queue):
             lost += [each for each in group if _handle_of(each) in gone]
         return lost
 
-    # ------------------------------------------------------------------ looking
+    # ------------------------------------------------------------------ inspection
 
     async def bury(self, leases: Sequence[Lease]) -> None:
-        """Keep messages to be looked at; see the port."""
+        """Keep messages for inspection; see the port."""
         mine, lost = self._mine(leases)
         for each in mine:
             entry = SqsMessage(each.id, each.body, kept=self._held[each.token].kept)
@@ -771,7 +777,7 @@ class SqsQueue(Queue):
         _check(lost + await self._settle(mine))
 
     async def remove(self, topic: str, ids: Sequence[str], *, leased: bool = False) -> None:
-        """Forget buried messages; others stay, see the module's text."""
+        """Delete buried messages; others are kept, see the module docstring."""
         if not ids:
             return
         name = self._name(check_topic(topic)) + _BURIED
@@ -784,13 +790,13 @@ class SqsQueue(Queue):
         await self._give_back(name, [each for each in found if each not in gone])
 
     async def buried(self, topic: str, limit: int = 100) -> list[Buried]:
-        """The buried messages; a concurrent reader may not see all of them."""
+        """The buried messages; concurrent readers may miss some of them."""
         name = self._name(check_topic(topic)) + _BURIED
         looked = await self._look(name, limit)
         await self._give_back(name, looked)
         found = []
         for _, entry in looked[:limit]:
-            with contextlib.suppress(ObjectNotFound):  # that may be why it was buried
+            with contextlib.suppress(ObjectNotFound):  # possibly the reason why it was buried
                 entry = await self._whole(entry)
             at = entry.buried_at
             found.append(Buried(topic, entry.id, entry.body, entry.deliveries, at))
@@ -814,11 +820,11 @@ class SqsQueue(Queue):
         await self._service.delete(name + _BURIED)
 
     async def announce(self, name: str, body: bytes, ttl: float) -> None:
-        """There is no place for it."""
+        """Do nothing: SQS cannot store records of workers."""
 
     async def _look(self, name: str, limit: int | None) -> list[tuple[str, SqsMessage]]:
-        """Receipts and messages of a queue, all or at least this many; they are to be given
-        back."""
+        """Receive the messages of a queue, all or at least `limit`, with their receipts. The caller
+        must give them back."""
         found: list[Any] = []
         while limit is None or len(found) < limit:
             more = await self._receive(name, MOST, _LOOK, 0)
@@ -832,7 +838,7 @@ class SqsQueue(Queue):
         await self._service.in_calls(_CHANGE, name, entries)
 
     async def depth(self, topic: str) -> Depth:
-        """How many messages the topic has, as SQS estimates it."""
+        """The numbers of messages of the topic, as estimated by SQS."""
         name = self._name(check_topic(topic))
         ready, leased = await self._counts(name)
         return Depth(ready, leased, sum(await self._counts(name + _BURIED)))
@@ -847,13 +853,13 @@ class SqsQueue(Queue):
         return int(counts[what]) + int(counts[f"{what}Delayed"]), int(counts[f"{what}NotVisible"])
 
     async def close(self) -> None:
-        """Release connections; see the port."""
+        """Close connections; see the port."""
         await self._service.close()
 
-    # ------------------------------------------------------------------ how
+    # ------------------------------------------------------------------ helpers
 
     def _name(self, topic: str) -> str:
-        """The name of the topic's queue: SQS has no dots in names, and 80 characters."""
+        """The name of the topic's queue, which may have 80 characters and no dots."""
         plain = topic.replace(".", "-")
         room = 80 - len(self._prefix) - len(_BURIED) - len("--12345678")
         if plain == topic and len(plain) <= room:
@@ -862,7 +868,7 @@ class SqsQueue(Queue):
         return f"{self._prefix}-{plain[:room]}-{digest}"
 
     async def _keep(self, call: Callable[..., T], *values: Any) -> T:
-        """Ask the store, in a thread."""
+        """Call the object store, in a thread."""
         try:
             return await in_thread(call, *values)
         except ObjectNotFound:
@@ -872,7 +878,7 @@ class SqsQueue(Queue):
 
 
 def _entries_of(message: Any) -> tuple[list[SqsMessage], bool]:
-    """What has come, and whether it is a message of ours."""
+    """The entries of a received message, and whether it is aflow's."""
     try:
         return read(message["Body"]), True
     except InvalidMessage:
@@ -889,7 +895,7 @@ def _handle_of(lease: Lease) -> str:
 
 
 def _visible(ttl: float) -> int:
-    """How long SQS is to keep a message for us: a second longer than we trust it to."""
+    """The visibility timeout for a lease: a second longer than the lease, which ends first here."""
     return min(math.ceil(ttl) + 1, LONGEST_LEASE)
 
 

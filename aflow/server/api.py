@@ -135,8 +135,8 @@ class RunRoutes:
     async def ready(self, _: web.Request) -> web.StreamResponse:
         """Check that the server accepts runs.
 
-        It is ready if the metadata respond within three seconds, the disk of the datastore has free
-        space, and the server is not shutting down; otherwise the status is 503."""
+        The server is ready if the metadata store responds within three seconds, the disk of the
+        datastore has free space, and no shutdown is in progress; otherwise the status is 503."""
         if self._runs.is_closed:
             raise CoordinatorClosed("The server is being stopped.")
         # All probes share one check: a check that waits for an unresponsive database occupies a

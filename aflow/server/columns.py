@@ -203,7 +203,7 @@ class Columns:
 
         Args:
             name: The pathspec of the run, used as the title of the trace.
-            now: The present time, in seconds since the epoch.
+            now: The current time, in seconds since the epoch.
         """
         hosts: dict[str, int] = {}
         host_of = [hosts.setdefault(host, len(hosts)) for host, _ in self.workers]
@@ -246,7 +246,7 @@ class Columns:
             step: The name of the step; None for all steps.
             state: The state of the tasks; None for all.
             sort: `task`, `started`, `duration` or `wait`, with `-` before it for the largest first.
-            offset: How many to leave out before the first.
+            offset: The number of tasks before the page.
             limit: The maximum size of the page.
         """
         key = (step, state, sort)

@@ -48,8 +48,8 @@ class ScheduleRoutes:
     async def put_schedule(self, request: web.Request) -> web.StreamResponse:
         """Create or replace a schedule.
 
-        The schedule runs in the name of the token of the request: it starts nothing once the token
-        is revoked or has expired."""
+        The schedule starts no more runs once the token of this request has been revoked or has
+        expired."""
         fields = await fields_in(request, schemas.SCHEDULE_REQUEST, "of a schedule")
         order = fields.get("run")
         if not isinstance(order, dict):

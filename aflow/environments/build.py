@@ -348,7 +348,7 @@ class Environments:
         entries |= {
             entry: target
             for entry, target in _installed_entries().items()
-            if entry.partition("-")[0] not in _STANDING_IN_FOR  # nor their metadata
+            if entry.partition("-")[0] not in _STANDING_IN_FOR  # including their .dist-info
         }
 
         def make(new: Path) -> None:

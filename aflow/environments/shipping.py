@@ -122,8 +122,7 @@ def command(python: Sequence[str], program: Sequence[str]) -> list[str]:
         program: The name of the module, and its arguments.
     """
     # An image may have another package named `aflow`, so the start code looks for a submodule. It
-    # disables garbage collection, which would take a tenth of the job's CPU time during imports;
-    # processes that are forked from the program enable it again (prefork.py).
+    # disables garbage collection, which would take a tenth of the job's CPU time during imports.
     start = _START.format(distribution=DISTRIBUTION, version=__version__)
     return [*python, "-c", f"{_boot()}\n{start}", *program]
 

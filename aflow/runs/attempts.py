@@ -125,7 +125,7 @@ MANY = 2000  # chunks of a run; with more, LATER applies
 FIRST_STATE = 1.0  # seconds until the state of a progress bar is shown
 NEXT_STATE = 5.0  # seconds between two states of a progress bar
 
-Line = tuple[float, int, bytes, bool]  # at, stream, text, whole
+Line = tuple[float, int, bytes, bool]  # time, index of the stream, text, whether it is complete
 
 
 class Kept(NamedTuple):

@@ -99,7 +99,7 @@ def _where(hook: Hook, definition: FlowDefinition) -> Any:
 
 
 def _in_a_process(where: Any, pathspec: str, metadata_url: str) -> int:
-    """Call the hook and wait for its end; the exit code of its process."""
+    """Call the hook in a new process, wait for it, and return its exit code."""
     flush(sys.stdout)
     process = subprocess.Popen(
         command_of("aflow.runs.exit_hooks"), stdin=subprocess.PIPE, stdout=subprocess.PIPE

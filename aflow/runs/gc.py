@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore, RunRecord
     from aflow.storage.base import ObjectStore
 
-GRACE = 3600.0  # seconds
+GRACE = 3600.0  # seconds for which untouched objects and orphaned runs are kept
 
 
 class RunsToDelete(NamedTuple):
@@ -44,7 +44,7 @@ class RunsToDelete(NamedTuple):
     `flow` and `run` (the id of one run of `flow`) select by name. `before` is the latest end of a
     run, in seconds since the epoch; `tags` are required tags; `failed` excludes runs that
     succeeded; `keep` is the number of the newest runs of each flow that are always kept; `spins`
-    selects spins instead of ordinary runs.
+    selects spins, for which `keep` is ignored, instead of ordinary runs.
     """
 
     flow: str | None = None
@@ -129,7 +129,7 @@ def _runs_of(metadata: MetadataStore, flow: str) -> list[RunRecord]:
 
 def _sizes_of(metadata: MetadataStore, run: RunRecord) -> Iterator[tuple[bytes, int]]:
     """Yield the blobs that a run refers to, each as the first half of its key, and their sizes.
-    (Half a key is unique, and takes half the memory.)"""
+    (Half a key suffices to count blobs once, and takes less memory.)"""
     code = run.settings.get("code") or {}
     if isinstance(code.get("key"), str) and isinstance(code.get("size"), int):
         yield bytes.fromhex(code["key"][:32]), code["size"]

@@ -41,7 +41,7 @@ _LEFT_OUT = ("cache", "catch", "retry")
 
 
 class Settled(NamedTuple):
-    """A task that is recorded as finished before the run begins."""
+    """A task that is recorded as finished before the run starts."""
 
     task: TaskRecord
     attempt: AttemptRecord

@@ -153,7 +153,7 @@ _NOT_SUBMITTED = {
 @dataclass(frozen=True, slots=True)
 class JobOf:
     """The job of a step: the name of its definition, the number of retries after a failure, the
-    timeout of an attempt in seconds, and whether @catch needs an attempt of its own."""
+    timeout of an attempt in seconds, and whether @catch needs an additional attempt."""
 
     definition: str
     retries: int

@@ -150,7 +150,7 @@ class _Library(NamedTuple):
 
 
 class _Folder(NamedTuple):
-    """All code in the flow's folder."""
+    """All code in the folder of the flow's file, and below."""
 
 
 class _Unknown(NamedTuple):
@@ -241,7 +241,7 @@ class _Reader:
             if not todo and step.name != "start":
                 anything = _key(_Anything()) in seen
                 todo += self._of_artifacts(modules, attributes, anything=anything)
-        for name, several in digests.items():  # lambdas share a name
+        for name, several in digests.items():  # objects may share a name (lambdas)
             if len(several) == 1:
                 found[name] = several[0]
             elif NOT_TELLABLE in several:
@@ -584,7 +584,7 @@ class _Reader:
         contents = Contents(self._named, self._opaque)
         try:
             digest = contents.digest(value)[:_DIGITS]
-        except _ASKED_IN_VAIN:  # NotTellable, too
+        except _ASKED_IN_VAIN:  # includes NotTellable
             digest = NOT_TELLABLE
         noted = self._noted
         self._noted, self._where = outer

@@ -116,7 +116,7 @@ def _version_of(top: str) -> str:
 @cache
 def _packages_by_module(path: tuple[str, ...]) -> Mapping[str, list[str]]:
     """Return the installed packages by module, for this sys.path. Slow: reads all their records."""
-    from importlib import metadata  # as above
+    from importlib import metadata  # lazy, as above
 
     return metadata.packages_distributions()
 

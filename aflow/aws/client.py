@@ -1,5 +1,6 @@
-"""Calls to AWS through botocore. Each returns a value or raises an error with one sentence. They
-block.
+"""Calls to AWS through botocore. They block.
+
+Each call returns a value, or raises an error with a message of one sentence.
 """
 
 from __future__ import annotations
@@ -266,8 +267,7 @@ class AwsClient:
             yield from page["jobSummaryList"]
 
     def terminate(self, job: str, reason: str) -> None:
-        """End a job: by SIGTERM, and by SIGKILL 30 seconds later. Has no effect on a job that has
-        ended.
+        """End a job by SIGTERM, then SIGKILL after 30 seconds. Has no effect on an ended job.
 
         Args:
             job: The id of the job.
@@ -364,8 +364,9 @@ class Executions(AwsClient):
 
 
 def execution_status(machine: str, execution: str) -> str | None:
-    """Return the status of an execution: RUNNING, SUCCEEDED, FAILED, TIMED_OUT or ABORTED; None if
-    it does not exist. Blocks.
+    """Return the status of an execution; None if it does not exist. Blocks.
+
+    It is RUNNING, SUCCEEDED, FAILED, TIMED_OUT or ABORTED.
 
     Args:
         machine: The name of the state machine.
@@ -381,8 +382,9 @@ def execution_status(machine: str, execution: str) -> str | None:
 
 
 def stop_execution(machine: str, execution: str, cause: str) -> None:
-    """Stop an execution and the jobs that it waits for. Has no effect if it has ended. Raises as
-    `execution_status` does.
+    """Stop an execution and the jobs that it waits for. Has no effect if it has ended.
+
+    Raises as `execution_status` does.
 
     Args:
         machine: The name of the state machine.

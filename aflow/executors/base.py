@@ -37,8 +37,7 @@ class Reports(Protocol):
     """Receives the reports about attempts."""
 
     def handed(self, task: int, attempt: int, handle: str, host: str = "") -> None:
-        """Record how another executor can find the attempt (its worker or job) if this one goes
-        away.
+        """Record how another executor can find the attempt if this one goes away.
 
         The handle is written with the next commit, and may be reported again.
 
@@ -122,15 +121,16 @@ class Executor(Protocol):
 
     @property
     def bounds(self) -> Mapping[str, int]:
-        """The number of attempts of a step that can run at the same time, for each step with a
-        lower bound than the run. No more than that are launched. Read before the run starts."""
+        """The number of attempts of a step that can run at the same time.
+
+        Contains the steps with a lower bound than that of the run. No more attempts than that are
+        launched. Read before the run starts."""
 
     def recover(self, orphans: Sequence[Orphan]) -> Sequence[Orphan]:
-        """Take over attempts that an earlier coordinator of the run launched. Called before
-        `start`.
+        """Take over attempts that an earlier coordinator of the run launched.
 
-        The executor waits for each of them, or launches it again if it does not know the attempt.
-        It reports `started` for attempts whose start is not recorded.
+        Called before `start`. The executor waits for each of them, or launches it again if it does
+        not know the attempt. It reports `started` for attempts whose start is not recorded.
 
         Args:
             orphans: The attempts that the metadata store lists as launched and not ended.
@@ -176,8 +176,9 @@ class Executor(Protocol):
         Called before `stop`, except if another coordinator may continue the run."""
 
     async def leave(self) -> None:
-        """Stop as `stop` does, but leave attempts on other machines running, for another executor
-        to `recover`."""
+        """Stop as `stop` does, but leave attempts on other machines for another executor.
+
+        That executor will `recover` them."""
 
     async def stop(self) -> None:
         """Stop everything that is still running and release all resources."""

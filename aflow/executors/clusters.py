@@ -35,8 +35,9 @@ _MB = 1 << 20
 
 
 class WorkerRequest(NamedTuple):
-    """The arguments and environment variables of each `aflow worker`, and the resources that it
-    requests from the cluster: CPUs, GPUs, memory in MB, and custom resources."""
+    """The arguments, environment variables and resources of each `aflow worker`.
+
+    Resources are CPUs, GPUs, memory in MB, and custom resources of the cluster."""
 
     argv: tuple[str, ...]
     variables: dict[str, str]
@@ -79,8 +80,7 @@ class Cluster(Protocol):
     name: str
 
     def lacking(self, count: int) -> str | None:
-        """Return why a cluster of this size can never run this many workers at the same time; None
-        if it can.
+        """Return why the cluster can never run this many workers concurrently; None if it can.
 
         Args:
             count: The number of workers.
@@ -309,8 +309,7 @@ class ClusterWorker:
         return os.uname().nodename
 
     def wait(self, seconds: float | None = None) -> tuple[int, str] | None:
-        """Return the exit code and the last lines of output when the worker has exited; None on
-        timeout.
+        """Return the exit code and the last lines of output; None if the worker still runs.
 
         Args:
             seconds: The timeout; None for no limit.
@@ -365,8 +364,7 @@ class RayCluster:
         self._begun: set[int] = set()
 
     def lacking(self, count: int) -> str | None:
-        """Return why the cluster can never run this many workers at the same time; None if it
-        can."""
+        """Return why the cluster can never run this many workers concurrently; None if it can."""
         nodes = [each["Resources"] for each in self._ray.nodes() if each["Alive"]]
         return lacking(count, self._asked(), nodes, self.name)
 
@@ -490,8 +488,7 @@ class DaskCluster:
         self._unplaced: list[int] = []
 
     def lacking(self, count: int) -> str | None:
-        """Return why the cluster can never run this many workers at the same time; None if it
-        can."""
+        """Return why the cluster can never run this many workers concurrently; None if it can."""
         return lacking(count, self._asked(), [*self._offers().values()], self.name)
 
     def _asked(self) -> dict[str, float]:
@@ -514,8 +511,9 @@ class DaskCluster:
         self._unplaced.append(number)
 
     def _place(self, offers: Mapping[str, Mapping[str, float]]) -> None:
-        """Submit tasks for workers that have no node yet. Dask would queue several for one
-        thread."""
+        """Submit tasks for workers that have no node yet.
+
+        Without a node, Dask would queue several of them for one thread."""
         waiting, self._unplaced = self._unplaced, []
         for number in waiting:
             node = roomiest(offers, self._asked(), [*self._nodes.values()])
@@ -606,8 +604,9 @@ _here: dict[str, ClusterWorker] = {}
 
 
 def _serve(key: str, argv: Sequence[str], variables: Mapping[str, str]) -> tuple[int, str]:
-    """Run a worker until it exits; drain it if Dask no longer needs the task, since its client is
-    gone."""
+    """Run a worker until it exits; drain it if Dask no longer needs the task.
+
+    This happens when the client is gone."""
     from distributed import get_worker
 
     state = get_worker().state
@@ -641,7 +640,7 @@ def _call_here(key: str, method: Callable[[ClusterWorker], None]) -> None:
 def lacking(
     count: int, asked: Mapping[str, float], nodes: Sequence[Mapping[str, float]], name: str
 ) -> str | None:
-    """Return why these nodes can never run this many workers at once; None if they can.
+    """Return why these nodes can never run this many workers concurrently; None if they can.
 
     Args:
         count: The number of workers.
@@ -674,8 +673,7 @@ def _shown(name: str, amount: float) -> str:
 def roomiest(
     offers: Mapping[str, Mapping[str, float]], asked: Mapping[str, float], taken: Sequence[str]
 ) -> str | None:
-    """Return the node with the fewest of our workers that has room for one more; None if there is
-    none.
+    """Return the node with room and the fewest of our workers; None if none has room.
 
     Args:
         offers: The capacity of each node, by resource.
@@ -691,8 +689,9 @@ def roomiest(
 
 
 def check_answers(address: str, advice: str) -> None:
-    """Check that a server listens at the address of a cluster. An address without host and port is
-    left to the cluster's library.
+    """Check that a server listens at the address of a cluster.
+
+    An address without host and port is left to the cluster's library.
 
     Args:
         address: `HOST:PORT`, with or without a scheme.

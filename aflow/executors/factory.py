@@ -1,8 +1,8 @@
-"""Create the executors of a run: local processes, workers of a queue, or jobs of AWS Batch, Slurm
-or Kubernetes.
+"""Create the executors of a run: local processes, workers of a queue, or jobs.
 
 A run uses few of these, and some need an optional dependency. Therefore `aws`, `envs`, `executors`
-and `job_systems` are packages that import their modules lazily (aflow/_core/lazy.py)."""
+and `job_systems` are packages that import their modules lazily (aflow/_core/lazy.py).
+"""
 
 from __future__ import annotations
 
@@ -685,8 +685,7 @@ class ByStep:
             each.forget(task, attempt)
 
     async def start(self, context: RunContext, reports: Reports) -> None:
-        """Start all executors. If one raises, the error is propagated and the caller must call
-        `stop`."""
+        """Start all executors. If one raises, the caller must still call `stop`."""
         for each in self._all:
             await each.start(context, reports)
 

@@ -405,8 +405,7 @@ class RemoteExecutor(ABC, Generic[R]):
             self._mail.give_up(attempt_key, AttemptState.LOST, self._lost)
 
     def _send_off(self, spec: AttemptSpec) -> bool:
-        """Track an attempt before it is handed over. Returns False if its end could not be
-        reported."""
+        """Track an attempt before it is handed over; return False if no reports can arrive."""
         attempt_key = (spec.task, spec.attempt)
         self._mail.send(attempt_key, spec.step)
         if self._lost is not None:
@@ -461,8 +460,7 @@ class Mailbox:
         self._store.put(name, [message.seal((), self._topic, 0.0)])
 
     def names(self) -> Iterator[str]:
-        """Yield the names of all stored messages; those of one job in the order of writing. Raises
-        StorageError."""
+        """Yield the names of all messages, in order for each job. Raises StorageError."""
         return self._store.list(self._folder)
 
     def open(self, name: str) -> ReportsMessage:
@@ -509,8 +507,9 @@ class Rendezvous:
         self._folder = f"jobs/{flow}/{run}/gangs"
 
     def expect(self, specs: Iterable[AttemptSpec]) -> None:
-        """Store an empty address for each attempt that restarts member 0 of a gang, so that the
-        other members wait for it. Existing addresses are kept.
+        """Store an empty address for each attempt that restarts member 0 of a gang.
+
+        It makes the other members wait for the new address. Existing addresses are kept.
 
         Args:
             specs: The attempts that will be launched; those of other members are skipped.
@@ -536,8 +535,7 @@ class Rendezvous:
         self._store.put(self._name(control, attempt), [address.encode()])
 
     def address(self, control: int) -> str | None:
-        """Return the address of the latest attempt of member 0; None if it has not been published
-        yet.
+        """Return the address of the latest attempt of member 0; None until it is published.
 
         Args:
             control: The number of the task of member 0.

@@ -146,8 +146,9 @@ class TaskMessage(NamedTuple):
 
 
 class ReportsMessage(NamedTuple):
-    """Events that a worker reports on a run. `number` counts the messages of the worker: a
-    duplicate delivery has the same number."""
+    """Events that a worker reports on a run.
+
+    `number` counts the messages of the worker; a duplicate delivery has the same number."""
 
     flow: str
     run: str
@@ -597,8 +598,7 @@ def unpacked_fields(data: bytes, version: int, newer: str) -> list[Any]:
 
 
 def unpacked_program(record: Any) -> dict[str, Any]:
-    """Return the fields that describe the program of a run or a deployment, converted from plain
-    values to their classes.
+    """Return the fields of a record about its program, converted from plain values.
 
     Args:
         record: A record whose `request`, `needs` and `environments` are plain values.
@@ -674,8 +674,9 @@ class Packer:
         return spec._replace(pages=pages, more=self._payload(missing) if missing else None)
 
     def _all_behind(self, tasks: Iterable[int], there: set[int]) -> dict[int, bytes]:
-        """Return the manifests of these tasks and, transitively, of the tasks that they refer to,
-        without those in `there`."""
+        """Return the manifests of these tasks and, transitively, of those that they refer to.
+
+        Tasks in `there` are omitted."""
         found: dict[int, bytes] = {}
         missing = sorted(set(tasks) - there)
         while missing:
@@ -694,8 +695,9 @@ class Packer:
         return self._payloads.put(pack_manifests(self._all_behind(behind, set()), rows))
 
     def _payload(self, manifests: dict[int, bytes]) -> str:
-        """Return the key of a payload. Tasks with the same inputs share it, unless these have
-        grown."""
+        """Return the key of a payload, shared by all tasks with the same inputs.
+
+        Inputs that have grown get a new payload."""
         name = tuple(each for task in sorted(manifests) for each in (task, len(manifests[task])))
         key = self._known.get(name)
         if key is None:
@@ -714,8 +716,7 @@ def _inputs_of(inputs: Inputs) -> tuple[int, ...]:
 
 
 def _behind(manifests: Iterable[Manifest]) -> set[int]:
-    """Return the tasks that the manifests refer to: those that set inherited artifacts, and those
-    that opened the enclosing foreachs."""
+    """Return the tasks that set inherited artifacts or opened the enclosing foreachs."""
     found: set[int] = set()
     for manifest in manifests:
         found.update(manifest.inherited)
@@ -730,8 +731,7 @@ def _behind(manifests: Iterable[Manifest]) -> set[int]:
 
 
 class ArraySpec(NamedTuple):
-    """The location of a job array's attempts: the key of a payload, and the width of a record in
-    bytes."""
+    """The location of a job array's attempts: the payload's key, and bytes per record."""
 
     key: str
     width: int

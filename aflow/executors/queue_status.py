@@ -1,5 +1,6 @@
-"""The status of a queue for users: pools, workers, ready messages and dead letters; and the workers
-registered in the metadata store.
+"""The status of a queue for users: pools, workers, ready messages and dead letters.
+
+The metadata store provides the registered workers.
 """
 
 from __future__ import annotations
@@ -38,8 +39,7 @@ class ShownMessage(NamedTuple):
 
 
 async def workers_of(opened: Queue) -> dict[str, Presence] | None:
-    """Return the workers that have announced themselves, by name; None if the broker does not list
-    workers.
+    """Return the announced workers by name; None if the broker does not list workers.
 
     Args:
         opened: The open queue; it stays open.
@@ -124,8 +124,7 @@ def _shown(pool: str, id: str, body: bytes) -> ShownMessage:
 
 
 def _read(body: bytes) -> tuple[str, float | None]:
-    """Return the task that a message claims to be for, and when it was sent. Its signature is not
-    checked."""
+    """Return the task in a message and the time of sending. Its signature is not checked."""
     found = peek(body)
     if found is None:
         return "(no message of this version of aflow)", None
@@ -166,8 +165,9 @@ async def chosen(
 
 
 def plain(text: str) -> str:
-    """Return untrusted text as one line without control characters, so that it cannot garble a
-    terminal.
+    """Return untrusted text as one line without control characters.
+
+    Such characters could garble a terminal.
 
     Args:
         text: Text from another program; truncated to 500 characters.
@@ -192,8 +192,10 @@ def rates_of(workers: Sequence[WorkerRecord]) -> dict[str, float]:
 
 
 def state_of(worker: WorkerRecord) -> str:
-    """Return the state of a worker: `idle`, `busy`, `draining` (takes no new tasks) or `silent`
-    (its heartbeats have stopped; other workers receive its tasks).
+    """Return the state of a worker: `idle`, `busy`, `draining` or `silent`.
+
+    A draining worker takes no new tasks. The heartbeats of a silent one have stopped, and other
+    workers receive its tasks.
 
     Args:
         worker: The record of the worker as of its last heartbeat.

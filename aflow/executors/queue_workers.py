@@ -160,8 +160,7 @@ class QueueExecutor(RemoteExecutor[Lease]):
         self._news.set()
 
     def _stop_one(self, attempt_key: AttemptKey, state: AttemptState, reason: str) -> None:
-        """Send a cancel message to the worker of the attempt; if none is known, give the attempt
-        up.
+        """Send a cancel message to the worker of the attempt; give it up if no worker is known.
 
         The message of the attempt is removed from the queue."""
         away = self._mail.away.get(attempt_key)
@@ -184,9 +183,10 @@ class QueueExecutor(RemoteExecutor[Lease]):
         self._missing.discard(attempt_key)
 
     async def conclude(self) -> None:
-        """Remove the run's cancel messages and its reports topic from the queue, and mark the run
-        as ended in the datastore, so that workers skip task messages that are left. Errors are
-        logged."""
+        """Remove the run's cancel messages and its reports topic from the queue.
+
+        The run is marked as ended in the datastore, so that workers skip task messages that are
+        left. Errors are logged."""
         if self._stopped:
             return
         context = self._context
@@ -412,8 +412,9 @@ class QueueExecutor(RemoteExecutor[Lease]):
         self._mail.fail(attempt_key, reason, retryable=False)
 
     async def _unknown(self, topic: str, by_id: Mapping[str, AttemptKey]) -> set[AttemptKey]:
-        """Return the attempts whose messages the queue does not have; none if the broker does not
-        report which messages it has."""
+        """Return the attempts whose messages the queue does not have.
+
+        None are returned if the broker does not report which messages it has."""
         ids = [*by_id]
         unknown: set[AttemptKey] = set()
         for at in range(0, len(ids), 1000):
@@ -451,8 +452,7 @@ class QueueExecutor(RemoteExecutor[Lease]):
     # ------------------------------------------------------------ what the run is waiting for
 
     async def _watch(self) -> None:
-        """Log what the run is waiting for while it makes no progress; fail attempts that no worker
-        can run."""
+        """Log why the run makes no progress; fail attempts that no worker can run."""
         waiting: Waiting | None = None
         while True:
             await asyncio.sleep(WATCH)
@@ -473,8 +473,9 @@ class QueueExecutor(RemoteExecutor[Lease]):
                 waiting.still(reason)
 
     def _stands_still(self) -> bool:
-        """Return whether attempts wait for workers and nothing else runs, except members of gangs
-        that wait for their other members."""
+        """Return whether attempts wait for workers and nothing else runs.
+
+        Running members of gangs that wait for their other members do not count."""
         waiting = [attempt_key for attempt_key, away in self._mail.away.items() if away.waits]
         gangs = {
             gang for attempt_key in waiting if (gang := self._gang_of(attempt_key)) is not None
@@ -615,8 +616,10 @@ class Ability(NamedTuple):
 
 
 def pools_of(definition: Any) -> Mapping[str, str]:
-    """Return the pool of each step: that of its @queue; else `gpu` if the step requests GPUs by
-    @resources; else `default`.
+    """Return the pool of each step.
+
+    This is the pool of its @queue; else `gpu` if the step requests GPUs by @resources; else
+    `default`.
 
     Args:
         definition: The definition of the flow.

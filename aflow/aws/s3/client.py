@@ -187,8 +187,7 @@ class S3(_Client):
         return self._call(lambda s3: s3.info(key, return_missing))
 
     def info_many(self, keys: Iterable[str], return_missing: bool = False) -> list[S3Object]:
-        """Return the result of `info` for many objects, requested concurrently, in the order of the
-        keys.
+        """Return the attributes of many objects, requested concurrently, in the order of the keys.
 
         Args:
             keys: The keys, relative to the prefix of this client, or complete `s3://` URLs.
@@ -198,8 +197,9 @@ class S3(_Client):
         return self._call(lambda s3: s3.info_many(keys, return_missing))
 
     def list_paths(self, keys: Iterable[str | None] | None = None) -> list[S3Object]:
-        """Return what is directly below some prefixes: objects, and prefixes, for which `exists` is
-        False.
+        """Return the objects and prefixes directly below some prefixes.
+
+        `exists` is False for a prefix.
 
         Args:
             keys: The keys, relative to the prefix of this client, or complete `s3://` URLs.

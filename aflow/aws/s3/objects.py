@@ -17,8 +17,9 @@ PutValue = str | bytes | bytearray | memoryview | BinaryIO
 
 
 class S3GetObject(NamedTuple):
-    """A range of an object, in bytes: `length` from `offset`. A negative length selects the last
-    bytes, None all that follow the offset."""
+    """A range of an object, in bytes: `length` from `offset`.
+
+    A negative length selects the last bytes, None all bytes after the offset."""
 
     key: str
     offset: int | None = None
@@ -86,8 +87,7 @@ class S3Object:
 
     @property
     def text(self) -> str | None:
-        """The bytes decoded as UTF-8, with invalid bytes replaced; None if they were not
-        downloaded."""
+        """The bytes decoded as UTF-8 (invalid ones replaced); None if not downloaded."""
         blob = self.blob
         return None if blob is None else blob.decode("utf-8", errors="replace")
 
@@ -124,8 +124,9 @@ class S3Object:
 
 
 class S3Prefix(NamedTuple):
-    """The prefix of a client (None if keys are complete URLs), and its server's endpoint and
-    region."""
+    """The prefix of a client, and the endpoint and region of its server.
+
+    The prefix is None if keys are complete URLs."""
 
     url: str | None
     endpoint: str | None = None

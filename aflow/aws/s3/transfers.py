@@ -1,5 +1,4 @@
-"""The operations of the S3 client, as coroutines on one connection; client.py has the public
-classes.
+"""The operations of the S3 client, as coroutines; client.py has the public classes.
 
 Many objects are transferred concurrently, up to `Settings.s3_workers`, and large ones in parts
 (aflow/storage/s3.py). Downloads are written to disk as they arrive, and only a few large uploads
@@ -537,7 +536,9 @@ def _described(url: str, prefix: str | None, answer: Any, path: str | None = Non
 
 
 class Identity(NamedTuple):
-    """The credentials: a role to assume, arguments of a session (`profile_name`, `region_name`,
+    """The credentials of a client.
+
+    These are a role to assume, arguments of a session (`profile_name`, `region_name`,
     `aws_access_key_id`...) and of a client (`endpoint_url`, `verify`, `config`...), named as in
     boto3."""
 

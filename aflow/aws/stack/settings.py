@@ -31,8 +31,9 @@ class StackOutput(NamedTuple):
 
 
 def is_of_metaflow(outputs: Iterable[StackOutput]) -> bool:
-    """Return whether a stack was created from Metaflow's template, and so has Metaflow's own
-    metadata service.
+    """Return whether a stack was created from Metaflow's template.
+
+    Such a stack has Metaflow's own metadata service.
 
     Args:
         outputs: The outputs of the stack.

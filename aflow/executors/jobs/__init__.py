@@ -1,6 +1,4 @@
-"""Run attempts as jobs of a cluster: a port for job systems, the executor above it, and one backend
-per module.
-"""
+"""Run attempts as jobs: the port of job systems, the executor, and one backend per module."""
 
 from __future__ import annotations
 

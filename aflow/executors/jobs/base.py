@@ -36,8 +36,7 @@ _BACKOFF = Backoff(2.0, 10.0)
 
 
 class JobState(Enum):
-    """The state of a job, in the terms common to all systems. UNKNOWN: the system no longer knows
-    it."""
+    """The state of a job in common terms. UNKNOWN: the system no longer knows the job."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -70,8 +69,9 @@ class JobStatus(NamedTuple):
 
 
 class StepJob(Protocol):
-    """The properties shared by all jobs of a step, in the terms of the backend. The attempts of a
-    gang are the nodes of one job."""
+    """The properties shared by all jobs of a step, in the terms of the backend.
+
+    The attempts of a gang are the nodes of one job."""
 
     @property
     def step(self) -> str:
@@ -112,8 +112,10 @@ class CallLimits(NamedTuple):
 
 
 class JobSystem(Protocol[J_contra]):
-    """A system that runs jobs. Its methods raise JobSystemBusy if a retry may succeed, and
-    JobSystemError if the system rejects the request."""
+    """A system that runs jobs.
+
+    Its methods raise JobSystemBusy if a retry may succeed, and JobSystemError if the system rejects
+    the request."""
 
     @property
     def title(self) -> str:
@@ -129,12 +131,14 @@ class JobSystem(Protocol[J_contra]):
 
     @property
     def scope(self) -> str:
-        """The identity of the system: systems with the same scope know the same jobs. May block,
-        and raise InvalidSetting."""
+        """The identity of the system: systems with the same scope know the same jobs.
+
+        May block, and raise InvalidSetting."""
 
     def name_of(self, context: RunContext, step: str, unique: str) -> str:
-        """Return the name of a job of this step, which shows users what it belongs to and contains
-        `unique`.
+        """Return a name for a job of this step that contains `unique`.
+
+        The name shows users what the job belongs to.
 
         Args:
             context: The data that all attempts of the run share.

@@ -1,5 +1,4 @@
-"""The published status of a run's jobs: the queue of each step, and which jobs wait, since when and
-why.
+"""The published status of a run's jobs: their queues, and since when and why jobs wait.
 
 Only the job system knows this; the state of attempts is in the records of the run. It is a small
 document in the metadata store, which the coordinator of the run updates periodically, and deletes

@@ -149,8 +149,7 @@ class JobExecutor(RemoteExecutor[str]):
         self._threads: ThreadPoolExecutor | None = None
 
     def recover(self, orphans: Sequence[Orphan]) -> Sequence[Orphan]:
-        """Take over all attempts: jobs continue without a coordinator, and are found by their
-        handles."""
+        """Take over all attempts. Their jobs still run, and are found by their handles."""
         for orphan in orphans:
             handle = orphan.handle if not orphan.handle.startswith(_NAMED) else ""
             self._mail.take_over(orphan, handle or None)
@@ -232,8 +231,7 @@ class JobExecutor(RemoteExecutor[str]):
                 return
 
     def _groups(self, specs: Sequence[AttemptSpec]) -> list[_Submission]:
-        """Group the attempts that were not cancelled in the meantime by step; each gang is a
-        group."""
+        """Group attempts that are still wanted by step; each gang is a group."""
         together: dict[Hashable, _Submission] = {}
         for spec in specs:
             attempt_key = (spec.task, spec.attempt)
@@ -385,8 +383,7 @@ class JobExecutor(RemoteExecutor[str]):
         ]
 
     async def _patiently(self, call: Callable[[], T], patience: float = PATIENCE) -> T:
-        """Return the result of the call; retry and log while the datastore or the system is
-        unavailable."""
+        """Return the result of the call; retry, and log the wait, while a system is unavailable."""
         tries = Tries(AWAY, patience=patience)
         waited_for: str | None = None
         while True:
@@ -409,8 +406,7 @@ class JobExecutor(RemoteExecutor[str]):
     # ------------------------------------------------------------ jobs of an earlier coordinator
 
     async def _find_orphans(self) -> None:
-        """Find the jobs that an earlier coordinator has submitted; submit attempts that have
-        none."""
+        """Find the jobs of an earlier coordinator; submit attempts without a job."""
         found: dict[str, _Array] = {}
         unknown: list[AttemptSpec] = []
         for spec, handle, started_at in self._orphans:
@@ -554,8 +550,7 @@ class JobExecutor(RemoteExecutor[str]):
             pass
 
     async def _ask_why(self) -> None:
-        """Request the reasons of waiting jobs whose status has none: for a few at a time, in
-        turn."""
+        """Request the reasons of waiting jobs whose status has none, a few at a time."""
         silent = [each for each in self._not_begun() if not each.status.reason][:MOST_WAITING]
         unasked = [each for each in silent if each.answer is None][:ASKED]
         if silent and not unasked:  # refresh the reason of one job, in turn
@@ -610,8 +605,7 @@ class JobExecutor(RemoteExecutor[str]):
         return [*together.values()]
 
     async def _conclude(self, over: Mapping[AttemptKey, JobStatus]) -> None:
-        """End attempts whose jobs have ended and whose reports have been read, by the system's
-        status.
+        """End attempts by the status of their ended jobs; their reports have been read.
 
         All attempts of a gang end together, so that their retries are launched together, and no
         member uses the address of the previous member 0."""
@@ -623,8 +617,9 @@ class JobExecutor(RemoteExecutor[str]):
     async def _end_of(
         self, attempt_key: AttemptKey, status: JobStatus
     ) -> Callable[[], None] | None:
-        """Return a function that reports the end of an attempt whose job has ended; None if the
-        attempt has ended already, or its report may still arrive."""
+        """Return a function that reports the end of an attempt whose job has ended.
+
+        None if the attempt has ended already, or its report may still arrive."""
         if attempt_key in self._stopping:
             return partial(self._mail.give_up, attempt_key, *self._stopping[attempt_key])
         if attempt_key not in self._mail.away:

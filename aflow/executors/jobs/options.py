@@ -220,8 +220,9 @@ def with_registry(image: str, registry: str | None) -> str:
 
 
 def variables_of(metadata: str, storage: str) -> dict[str, str]:
-    """Return the environment variables of all jobs of a run, by which the client in a step finds
-    the metadata and the datastore.
+    """Return the environment variables of all jobs of a run.
+
+    By these, the client in a step finds the metadata and the datastore.
 
     Args:
         metadata: The metadata setting: `service` or a URL of a service; others are not passed on.

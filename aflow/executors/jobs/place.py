@@ -1,6 +1,4 @@
-"""The identity of a job, from the environment variables that its job system sets: its id and
-index.
-"""
+"""The identity of a job, from environment variables set by its job system."""
 
 from __future__ import annotations
 

@@ -62,8 +62,9 @@ class Poller:
 
     @classmethod
     def of(cls, system: JobSystem[Any]) -> Poller:
-        """Return the poller of this event loop for the scope of the system. `scope` must not block
-        anymore.
+        """Return the poller of this event loop for the scope of the system.
+
+        The scope must have been read before, so that this does not block.
 
         Args:
             system: The job system; systems with the same scope share a poller.
@@ -115,8 +116,7 @@ class Poller:
             wait = next_wait(wait, **await self._round())
 
     async def _round(self) -> dict[str, bool]:
-        """Poll all watched jobs. Returns whether a status has changed, and whether the system did
-        not respond."""
+        """Poll all watched jobs; return whether a status has changed, or the system is busy."""
         jobs = iter([*self._watched])
         changed = False
         while some := [*islice(jobs, self._system.limits.described)]:

@@ -89,8 +89,7 @@ _PARTITION = "--partition="
 
 
 class SlurmJob(NamedTuple):
-    """The properties shared by all jobs of a step: the arguments of sbatch, and the Python
-    interpreter."""
+    """The properties shared by all jobs of a step: arguments of sbatch, Python interpreter."""
 
     step: str
     arguments: tuple[str, ...]
@@ -164,8 +163,9 @@ def _resources(step: StepDefinition, options: StepOptions, attempt: int) -> list
 
 
 class SlurmSystem:
-    """The Slurm cluster of this machine. Output that a job prints before it can report goes to a
-    file in `folder`."""
+    """The Slurm cluster of this machine.
+
+    Output that a job prints before it can report goes to a file in `folder`."""
 
     title = "Slurm"
     advice = "See `squeue --start`, and what the partition allows (`scontrol show partition`)."
@@ -220,8 +220,7 @@ class SlurmSystem:
                 ) from error
 
     def name_of(self, context: RunContext, step: str, unique: str) -> str:
-        """Return the name of a job: user, flow, run and step, truncated if too long, and
-        `unique`."""
+        """Return a name with user, flow, run and step, truncated if too long, and `unique`."""
         text = re.sub(r"[^A-Za-z0-9_-]", "-", f"{context.user}-{context.flow}-{context.run}-{step}")
         return f"{text[: LONGEST_NAME - len(unique) - 1]}-{unique}"
 
@@ -260,8 +259,7 @@ class SlurmSystem:
         return f"{number}@{submission.name}"
 
     def find(self, name: str, job: SlurmJob) -> str | None:
-        """Return the id of the job with this name; if there are several, of the last submitted
-        one."""
+        """Return the id of the job with this name, of the latest one if there are several."""
         found = _jobs("--states=all", f"--name={name}")
         there = [each for each in found if each.name == name and not each.was_refused]
         if not there:
@@ -296,8 +294,7 @@ class SlurmSystem:
         return [each for each in members if each not in going_on]
 
     def outcome_of(self, status: JobStatus) -> Outcome:
-        """Return how the attempt ended; for a failed one with the last lines of its job's
-        output."""
+        """Return how the attempt ended; for a failed one with the end of its job's output."""
         number, _, name = status.id.partition("@")
         details = _details(number, name)
         if details is None:
@@ -311,8 +308,7 @@ class SlurmSystem:
         return outcome
 
     def terminate(self, ids: Sequence[str], reason: str) -> None:
-        """End these jobs, by one call of scancel per job or array: SIGTERM, then SIGKILL after
-        KillWait."""
+        """End these jobs by scancel: SIGTERM, then SIGKILL after KillWait."""
         statuses = self.describe(ids)
         by_name: defaultdict[str, list[str]] = defaultdict(list)
         for id in ids:
@@ -384,8 +380,7 @@ _HELD = "held"
 
 
 class _Job(NamedTuple):
-    """One line of squeue. `number` is that of the array; `place` is the index in it, possibly
-    empty."""
+    """One line of squeue: `number` is that of the array, `place` the index in it, if any."""
 
     number: str
     place: str
@@ -405,8 +400,7 @@ class _Job(NamedTuple):
 
 
 def _is_held_launch(state: str, reason: str) -> bool:
-    """Return whether a node failed to launch the job: Slurm holds it, and it will not start
-    again."""
+    """Return whether a node failed to launch the job, so that Slurm holds it forever."""
     return state in _WAITING and "launch" in reason.lower() and "held" in reason.lower()
 
 
@@ -467,8 +461,7 @@ def _reason_of(waiting: Sequence[_Job]) -> str:
 
 
 def _details(number: str, name: str) -> dict[str, str] | None:
-    """Return what scontrol shows of a job; None if Slurm no longer knows it, or it has another
-    name."""
+    """Return the fields that scontrol shows; None if the job is unknown or has another name."""
     try:
         printed = _run("scontrol", "--oneliner", "show", "job", number)
     except JobSystemError as error:

@@ -104,8 +104,9 @@ def with_code(
 def delivered(
     store: ObjectStore, flow: str, run: str, key: str, unpack: Unpack
 ) -> tuple[Job, Path | None]:
-    """Return the description of a run and the directory with its code (None if it has no code
-    package). Blocks.
+    """Return the description of a run and the directory with its code. Blocks.
+
+    The directory is None if the run has no code package.
 
     Args:
         store: The datastore of the payload and the code package.
@@ -133,8 +134,7 @@ def delivered(
 
 
 def other_python(step: str, python: str) -> str | None:
-    """Return why a step without an environment cannot run in this version of Python; None if it
-    can.
+    """Return why a step without an environment cannot run in this Python; None if it can.
 
     Args:
         step: The name of the step, for the sentence.
@@ -199,8 +199,7 @@ def log_line(text: str) -> None:
 
 
 class Container(NamedTuple):
-    """The resources of a job after its start: the datastore, a temporary directory for the code,
-    and the zygote for the step's processes."""
+    """The resources of a job: datastore, temporary directory for the code, and zygote."""
 
     store: ObjectStore
     folder: Path
@@ -255,8 +254,7 @@ def leave(code: int) -> NoReturn:
 
 
 class Work(NamedTuple):
-    """The context of an attempt: the run, its steps and its program, and the function that starts a
-    zygote."""
+    """The context of an attempt: run, steps, program, and the starter of zygotes."""
 
     context: RunContext
     needs: Mapping[str, StepNeeds]
@@ -278,15 +276,16 @@ class JobAttempt:
         self._stopping = asyncio.Event()
 
     def listen(self) -> None:
-        """Make SIGTERM stop the attempt, even before it has started. Called first, in the event
+        """Make SIGTERM stop the attempt, even before its start. Call it first, in the event
         loop."""
         loop = asyncio.get_running_loop()
         self._end: asyncio.Future[tuple[AttemptReport, Usage]] = loop.create_future()
         on_signal(loop, signal.SIGTERM, self._stopping.set)
 
     def start_of(self, step: str, shipped: Shipped | None, python: str) -> StartZygote:
-        """Return the function that starts a zygote for a step, after building the step's
-        environment, if any. Blocks.
+        """Return the function that starts a zygote for a step. Blocks.
+
+        If the step has an environment, it is built first.
 
         Args:
             step: The name of the step.

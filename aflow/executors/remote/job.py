@@ -54,9 +54,10 @@ SLACK = 1 << 17
 
 
 class JobVariables(NamedTuple):
-    """The configuration of a job from its environment variables: the datastore, the run, the key of
-    the run's payload, the list of attempts, the place of this process, and whether its attempts
-    form a gang."""
+    """The configuration of a job, from its environment variables.
+
+    These are the datastore, the run, the key of the run's payload, the list of attempts, the place
+    of this process, and whether its attempts form a gang."""
 
     store: str
     flow: str
@@ -166,8 +167,7 @@ class OneJob(JobAttempt):
         await self.finish(executor, spec)
 
     def _prepared(self, step: str) -> tuple[Job, StartZygote]:
-        """Return the run, with its code on this machine, and the function that starts a zygote for
-        the step. Blocks."""
+        """Return the run, with its code unpacked, and the starter of the step's zygote. Blocks."""
         variables, unpack = self._variables, unpacked_in(self._container.folder)
         job, _ = delivered(self._store, variables.flow, variables.run, variables.job, unpack)
         return job, self.start_of(step, job.environments.get(step), job.python)
@@ -297,8 +297,9 @@ class News:
 
 
 def remove_empty_output() -> None:
-    """Remove the output file of this job if it is empty; a wide array would leave one per
-    member."""
+    """Remove the output file of this job if it is empty.
+
+    A wide array would leave one per member."""
     if DESCRIPTORS is None:  # without /proc
         return
     try:

@@ -1,6 +1,4 @@
-"""Send a worker's reports to coordinators and its acknowledgements to the queue, in order and with
-retries.
-"""
+"""Send a worker's reports and acknowledgements, in order and with retries."""
 
 from __future__ import annotations
 

@@ -101,8 +101,7 @@ class WorkerHost(Protocol):
         """
 
     def cannot_run(self, runtime: Runtime, why: str, only: tuple[int, int] | None = None) -> None:
-        """Handle a run, or one of its attempts, that cannot run on this machine: leave it to other
-        workers.
+        """Leave a run, or one attempt, that cannot run on this machine to other workers.
 
         Args:
             runtime: The runtime of the run on this worker.
@@ -242,8 +241,9 @@ class Runtime:
             self._building[shipped] = asyncio.create_task(build)  # noqa: TID251 -- see `_stop`
 
     async def _build(self, shipped: Shipped) -> None:
-        """Build an environment and run the attempts that wait for it; leave them to other workers
-        if the build fails."""
+        """Build an environment and run the attempts that wait for it.
+
+        If the build fails, leave them to other workers."""
         job, store = self._job, self._store
         assert store is not None, "it has been opened"
         steps = [name for name, each in job.environments.items() if each == shipped]
@@ -367,8 +367,7 @@ class Runtime:
         return executor
 
     def _processes(self, job: Job, built: Built | None = None) -> ProcessExecutor:
-        """Return an executor whose processes run in this interpreter, or in the given
-        environment."""
+        """Return an executor whose processes run in this Python, or in an environment."""
         return ProcessExecutor(
             job.needs,
             job.request if built is None else packaged(job.request, is_here=False),

@@ -294,8 +294,9 @@ class BatchStepJob(NamedTuple):
 
 
 def own_queue_of(step: StepDefinition, settings: AwsSettings) -> str | None:
-    """Return the queue that the step names, or the queue for GPUs if it needs them; None for the
-    default queue.
+    """Return the queue of a step's jobs; None for the default queue.
+
+    This is the queue that the step names, or the one for GPUs if the step needs them.
 
     Args:
         step: The step, with its decorators.
@@ -307,8 +308,10 @@ def own_queue_of(step: StepDefinition, settings: AwsSettings) -> str | None:
 
 
 def queue_of(step: StepDefinition, settings: AwsSettings) -> str:
-    """Return the queue of a step's jobs: the one that it names, the one for GPUs if it needs them,
-    or the default queue.
+    """Return the queue of a step's jobs.
+
+    This is the queue that the step names, the one for GPUs if the step needs them, or the default
+    queue.
 
     Args:
         step: The step, with its decorators.

@@ -57,8 +57,7 @@ class BatchSystem:
         return f"batch/{self._calls.region}"
 
     def name_of(self, context: RunContext, step: str, unique: str) -> str:
-        """Return the name of a job: user, flow, run and step, truncated if too long, and
-        `unique`."""
+        """Return a name with user, flow, run and step, truncated if too long, and `unique`."""
         return job_name(_mark(context), step, unique)
 
     def submit(self, submission: Submission) -> str:
@@ -81,8 +80,7 @@ class BatchSystem:
         return called(lambda: self._calls.submit(values))
 
     def find(self, name: str, job: BatchStepJob) -> str | None:
-        """Return the id of the job with this name in the queue of its step; None if there is
-        none."""
+        """Return the id of the job with this name in its step's queue; None if there is none."""
         filters = [{"name": "JOB_NAME", "values": [name]}]
         listed = called(lambda: [*self._calls.listed(jobQueue=job.queue, filters=filters)])
         return next((each["jobId"] for each in listed if each["jobName"] == name), None)
@@ -97,16 +95,16 @@ class BatchSystem:
         return {id: _status(id, found.get(id)) for id in ids}
 
     def why_waiting(self, status: JobStatus) -> str:
-        """Return its `statusReason`; for an array, that of the last member, since the parent has
-        none."""
+        """Return the job's `statusReason`, or that of an array's last member.
+
+        The parent of an array has no reason."""
         if status.size == 1 or status.reason:
             return status.reason
         last = self.member(status.id, status.size - 1)
         return self.describe([last])[last].reason
 
     def suspects(self, array: str, members: Sequence[str], *, is_over: bool) -> Sequence[str]:
-        """Return the failed members if describing all of them would take several calls; else
-        all."""
+        """Return the failed members if describing all members takes several calls, else all."""
         if len(members) <= MOST_DESCRIBED or is_over:
             return members
         of = {"arrayJobId": array, "jobStatus": "FAILED"}
@@ -123,8 +121,7 @@ class BatchSystem:
         return end
 
     def _last_lines(self, job: dict[str, Any]) -> list[str]:
-        """Return the last lines of a job's log, which may arrive some seconds after its end; empty
-        if they do not."""
+        """Return the last lines of a job's log; empty if it does not arrive within seconds."""
         for _ in range(LOOKS):
             lines = last_lines(self._calls, job)
             if lines or log_of(job) is None:

@@ -242,8 +242,7 @@ class _ApiConnection:
 
     @classmethod
     async def made(cls, context: str | None) -> _ApiConnection:
-        """Return a connection. Raises InvalidSetting if no cluster is configured, and
-        MissingExtra."""
+        """Return a connection. Raises MissingExtra, and InvalidSetting if there is no cluster."""
         try:
             from kubernetes_asyncio import config
             from kubernetes_asyncio.client import Configuration

@@ -74,8 +74,9 @@ _PULLS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "Err
 
 
 class _Seen(NamedTuple):
-    """A Job or one of its members: the Job (None if it does not exist), the index of the member,
-    and its pods (None if they were not requested)."""
+    """A Job or one of its members.
+
+    `job` is None if it does not exist, `pods` if they were not requested."""
 
     job: Object | None
     place: int | None = None
@@ -104,8 +105,9 @@ class KubernetesSystem:
     # ------------------------------------------------------------ before a run starts
 
     def check_all(self, jobs: Sequence[KubernetesStepJob]) -> None:
-        """Check that the API server would accept these Jobs, and that the secrets, claims and
-        service accounts that they name exist.
+        """Check that the API server would accept these Jobs.
+
+        The secrets, claims and service accounts that they name must exist.
 
         Retries while the server does not respond. Blocks.
 
@@ -146,8 +148,7 @@ class KubernetesSystem:
     # ------------------------------------------------------------ jobs
 
     def name_of(self, context: RunContext, step: str, unique: str) -> str:
-        """Return the name of a Job: user, flow, run and step, truncated if too long, and
-        `unique`."""
+        """Return a name with user, flow, run and step, truncated if too long, and `unique`."""
         return job_name((context.user, context.flow, context.run, step), unique)
 
     def submit(self, submission: Submission) -> str:
@@ -206,7 +207,7 @@ class KubernetesSystem:
             _log.warning("The gang of step %s has no names of hosts: %s", job.step, error)
 
     def find(self, name: str, job: KubernetesStepJob) -> str | None:
-        """Return the id of the Job with this name in the namespace of its step; None if there is
+        """Return the id of the Job with this name in its step's namespace; None if there is
         none."""
         if self._job(job.namespace, name) is None:
             return None
@@ -218,8 +219,9 @@ class KubernetesSystem:
         return f"{job}:{index}"
 
     def describe(self, ids: Sequence[str]) -> dict[str, JobStatus]:
-        """Return the status of each of these jobs, with one list call per namespace, and one for
-        the pods of members, if any."""
+        """Return the status of each of these jobs.
+
+        This takes one list call per namespace, and another one for the pods of members, if any."""
         asked = {id: _JobId.parse(id) for id in ids}
         found: dict[str, Object] = {}
         pods: defaultdict[tuple[str, int], list[Object]] = defaultdict(list)
@@ -285,8 +287,7 @@ class KubernetesSystem:
                     return
 
     def why_waiting(self, status: JobStatus) -> str:
-        """Return the reason why its pods wait, according to Kubernetes, or why the Job has no
-        pods."""
+        """Return why its pods wait, according to Kubernetes, or why the Job has no pods."""
         asked = _JobId.parse(status.id)
         pods = self._pending(asked)
         reasons = [reason for pod in pods if (reason := why_pending(pod))]

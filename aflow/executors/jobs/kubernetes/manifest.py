@@ -296,8 +296,9 @@ def _check_label(step: str, name: str, value: str) -> None:
 
 
 def check_reach(job: KubernetesStepJob, storage: str) -> None:
-    """Check that pods of the step can reach the datastore: S3, or a volume mounted at the same
-    path.
+    """Check that pods of the step can reach the datastore.
+
+    It must be in S3, or in a volume that is mounted at the same path.
 
     Args:
         job: The job of the step, with its volume mounts.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copyreg
 import os
 import sys
-from _thread import RLock  # that of threading, which is not imported yet
+from _thread import RLock  # the class in threading, which is not imported yet
 from collections.abc import Iterable
 from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
@@ -25,7 +25,8 @@ _KNOWN_BEFORE = frozenset({
     "__class__", "__file__", "__loader__", "__name__", "__package__", "__path__", "__spec__",
 })  # fmt: skip
 
-# One lock for all modules: with one lock each, two threads could deadlock.
+# One lock for all modules. No module below uses another one of them while it is loaded, so two
+# threads cannot deadlock.
 _lock = RLock()
 _loading: set[str] = set()
 
@@ -34,7 +35,7 @@ class _Deferred(ModuleType):
     """A module that is loaded when one of its attributes is first read."""
 
     def __getattribute__(self, name: str) -> Any:
-        if name == "iscoroutinefunction":  # of inspect
+        if name == "iscoroutinefunction":  # only inspect has it
             return _is_coroutine_function
         if name not in _KNOWN_BEFORE:
             _load(self)

@@ -335,8 +335,10 @@ _unknown_extensions = False  # whether one of them is an extension of an unknown
 
 
 def _judge(kind: type) -> Judgement:
-    """Return the judgement of a type. It is not cached, because a reference would keep the type
-    alive and delay its finalization."""
+    """Return the judgement of a type.
+
+    It is not cached: a reference would keep the type alive, and delay its finalization.
+    """
     if kind in _judged:
         return _judged[kind]
     for base in kind.__mro__:

@@ -209,8 +209,7 @@ def _shares(found: os.stat_result) -> bool:
 
 
 def is_foreign(path: Path) -> bool:
-    """Return whether a path exists, and is not a folder of the user or root that others cannot
-    write to.
+    """Return whether a path exists and is not a folder that only the user or root can write to.
 
     Args:
         path: The path.

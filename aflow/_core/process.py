@@ -159,8 +159,11 @@ def delegate_if_first() -> None:
 
 
 def delegate() -> None:
-    """Fork, and return in the child. This process forwards signals to the child, reaps exited
-    processes, and exits with the exit code of the child."""
+    """Fork, and return in the child.
+
+    This process forwards signals to the child, reaps exited processes, and exits with the exit code
+    of the child.
+    """
     waited_for = _PASSED_ON | {signal.SIGCHLD}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
     sys.stdout.flush()

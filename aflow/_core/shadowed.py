@@ -35,8 +35,7 @@ NEEDED = frozenset(
 
 
 def keep_importable(name: str, folder: str) -> None:
-    """Import the module that a program shadows by its own name, if aflow or the standard library
-    may import it later.
+    """Import the module that a program shadows by its own name, if it may be imported later.
 
     Args:
         name: The name of the program's module.

@@ -141,6 +141,5 @@ class LeaseClock:
             raise
 
     def forget(self) -> None:
-        """Forget the offset, because the transaction that wrote it was rolled back or the file was
-        replaced."""
+        """Forget the offset, after a rollback of the transaction that wrote it or a new file."""
         self._ahead = None

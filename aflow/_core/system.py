@@ -642,8 +642,10 @@ _groups = 0  # the number of groups that this process has created
 
 @functools.cache
 def _home_of_groups() -> tuple[str, bool] | None:
-    """Return the cgroup in which this process can create others with a memory limit, and whether it
-    is of version 2; None if there is none."""
+    """Return the cgroup in which this process can create others with a memory limit, or None.
+
+    The second value is whether the cgroup is of version 2.
+    """
     for mount, own, is_unified in _memory_controllers():
         home = _unified_home(mount, own) if is_unified else f"{mount}{own}"
         if home is not None and os.access(home, os.W_OK):
@@ -681,8 +683,7 @@ def _mount_of(line: str) -> tuple[list[str], str, list[str]]:
 
 
 def _unified_home(mount: str, own: str) -> str | None:
-    """Return the cgroup of version 2 in which this process can create others; None if there is
-    none.
+    """Return the cgroup of version 2 in which this process can create others, or None.
 
     In version 2 a group contains either processes or groups with limits, and only one program may
     write to it. So only groups that were delegated to us are used: those that belong to a user

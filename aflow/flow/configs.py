@@ -319,8 +319,7 @@ def imported(parser: str | Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def names_of(configs: Mapping[str, Config], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of configs for expressions: by the name and by the attribute of each
-    config.
+    """Return the values of configs for expressions, by both name and attribute.
 
     Args:
         configs: The declarations, by attribute.

@@ -63,8 +63,10 @@ class LinkReader:
         yield from sorted(found, key=lambda node: (node.lineno, node.col_offset))
 
     def _own_nodes(self) -> Iterator[ast.AST]:
-        """Yield all nodes in which `self` is the flow, so not those of inner functions and classes
-        that bind the name again."""
+        """Yield all nodes in which `self` is the flow.
+
+        Skips inner functions that bind the name again.
+        """
         todo: list[ast.AST] = list(ast.iter_child_nodes(self._tree))
         while todo:
             node = todo.pop()
@@ -164,7 +166,7 @@ class LinkReader:
         if key is not None:
             try:
                 value = ast.literal_eval(key)
-            except (ValueError, TypeError):  # TypeError: a set of lists, say
+            except (ValueError, TypeError):  # TypeError: for example a set of lists
                 value = None
         if value is None and key is not None and re.match(_CONFIG_KEY, ast.unparse(key)):
             return ast.unparse(key)  # evaluated when the values of the configs are known

@@ -208,8 +208,7 @@ class Parameter:
         return _type_of(value)
 
     def plain(self, value: Any) -> Any:
-        """Return a value of the parameter in a form that JSON can represent; the inverse of
-        `convert`.
+        """Return a value in a form that JSON can represent; the inverse of `convert`.
 
         Args:
             value: A result of `convert`; members of enums become their values, and other objects

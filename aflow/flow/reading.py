@@ -133,8 +133,10 @@ def _sort_in(members: Members, name: str, value: Any) -> None:
 
 
 def _is_custom(value: Any) -> bool:
-    """Return whether the member is a custom decorator that was applied to something else than a
-    step, and has replaced it."""
+    """Return whether the member is a custom decorator that has replaced what it decorates.
+
+    This happens if it is applied to something that is not a step.
+    """
     module = sys.modules.get("aflow.flow.custom")
     return module is not None and issubclass(type(value), module.OnStep)
 
@@ -241,8 +243,11 @@ def _doc(text: str | None) -> str:
 
 
 def _terminal(steps: Mapping[str, StepDefinition], word: str) -> str:
-    """Return the step that is marked as start (or end), or else the one of that name, or else the
-    only step; "" if there is none."""
+    """Return the first or the last step; "" if there is none.
+
+    It is the step that is marked as start (or end), or else the one of that name, or else the only
+    step.
+    """
     for step in steps.values():
         if getattr(step_mark(step.function), word):
             return step.name

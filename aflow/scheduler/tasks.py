@@ -169,7 +169,7 @@ class Branches(_Split):
         return False
 
 
-Group = Union[Items, Branches]  # noqa: UP007 - the classes name each other before they stand
+Group = Union[Items, Branches]  # noqa: UP007 - the classes refer to it before it is defined
 
 
 _UNBOUNDED = 1 << 62

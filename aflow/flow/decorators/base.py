@@ -179,8 +179,7 @@ class Decorator:
         )
 
     def _number(self, option: str, *, positive: bool = False) -> float:
-        """Check that an option is a number of at least 0 (above 0 if `positive`); set it as a
-        number.
+        """Check that an option is a number of at least 0 (above 0 if `positive`), and convert it.
 
         Raises InvalidDecorator if it is not.
         """

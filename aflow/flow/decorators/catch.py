@@ -76,8 +76,10 @@ class ExceptionWrapper(Exception):
 
     @property
     def original(self) -> BaseException | None:
-        """The exception itself, without its traceback; None if it could not be pickled, or cannot
-        be unpickled here because its class is missing."""
+        """The exception itself, without its traceback.
+
+        None if it could not be pickled, or cannot be unpickled here because its class is missing.
+        """
         if self._pickled is None:
             return None
         import pickle

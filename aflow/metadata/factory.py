@@ -207,8 +207,8 @@ def _folder_of(place: str) -> Path:
 def _history(
     place: str, own: MetadataStore | None, folders: Sequence[Path] | None
 ) -> MetaflowHistory | None:
-    """The history at a place, or None if it is in the database of `own` and there are no tables of
-    Metaflow's. With `folders`, values are read only in these."""
+    """Return the history at a place, or None if it is in the database of `own` and there are no
+    tables of Metaflow's. With `folders`, values are read only in these."""
     # A service may store its registrations in a folder, and lists aflow's runs with the others.
     history_of = partial(
         metaflow.history.MetaflowHistory,
@@ -242,14 +242,15 @@ def _history(
 
 
 def _is_of_aflow(row: Mapping[str, Any]) -> bool:
-    """Whether a registered run is aflow's; those are listed from aflow's own metadata."""
+    """Return whether a registered run is aflow's; those are listed from aflow's own metadata."""
     return str(row.get("run_number")).startswith("aflow-") or any(
         str(tag).startswith("aflow_version:") for tag in row.get("system_tags") or ()
     )
 
 
 def _place_of_theirs(root: str, folders: Sequence[Path] | None = None) -> ObjectStore:
-    """Metaflow's datastore at an S3 URL or in a folder, which must be in `folders` if given."""
+    """Return Metaflow's datastore at an S3 URL or in a folder, which must be in `folders` if
+    given."""
     if root.startswith("s3://"):
         return open_store(at_endpoint(root, Settings.load().s3_endpoint))
     if not root:
@@ -263,7 +264,7 @@ def _place_of_theirs(root: str, folders: Sequence[Path] | None = None) -> Object
 
 
 def _service(url: str, durability: str, read_only: bool) -> MetadataStore:
-    """The metadata of the service at `url` if it is aflow's; if it is Metaflow's, the local
+    """Return the metadata of the service at `url` if it is aflow's; if it is Metaflow's, the local
     metadata, whose runs are registered there."""
     registry = metaflow.service.Registry(
         url, metadata_stores.tokens.headers_for(url), SystemClock()
@@ -281,12 +282,13 @@ def _service(url: str, durability: str, read_only: bool) -> MetadataStore:
 
 
 def _open_to_copy(url: str) -> ObjectStore | None:
-    """The datastore of a run that this program has recorded; None if it is in memory."""
+    """Return the datastore of a run that this program has recorded; None if it is in memory."""
     return None if url.startswith("memory:") else open_store(url)
 
 
 def _in_store(url: str) -> MetadataStore:
-    """Metadata in the object store at `store+URL`, registered in the service after `#`, if any."""
+    """Return metadata in the object store at `store+URL`, registered in the service after `#`, if
+    any."""
     place, _, service = url.removeprefix(metadata_stores.object_store.SCHEME).partition("#")
     if not service:
         return metadata_stores.object_store.StoreMetadata(open_store(place))

@@ -123,8 +123,8 @@ class ServiceClient:
             self._never.wait(waiting.capped(delay))
 
     def _is_stranger(self, error: Exception) -> bool:
-        """Whether the server has shown an invalid certificate without ever having responded. If it
-        has responded before, its certificate may have expired and be renewed while the run
+        """Return whether the server has shown an invalid certificate without ever having responded.
+        If it has responded before, its certificate may have expired and be renewed while the run
         waits."""
         return not self._answered and type(error).__name__ == "SSLCertVerificationError"
 

@@ -44,7 +44,7 @@ _KEYED = (
 
 
 def _key_of(nonce: str) -> int:
-    """The key of a run: the same in all processes, and increasing with time."""
+    """Return the key of a run: the same in all processes, and increasing with time."""
     return int(nonce[:14], 16)  # less than FIRST_KEY
 
 
@@ -160,7 +160,7 @@ class StoreMetadata(SqliteMetadata):
         return self._in_memory(flow, run).version
 
     def _in_memory(self, flow: str, run: str) -> RunRecord:
-        """A run as of the last read of its objects."""
+        """Return a run as of the last read of its objects."""
         record = super().run(flow, run)
         assert record is not None, "it is in memory"
         return record
@@ -316,7 +316,7 @@ class StoreMetadata(SqliteMetadata):
                 self._catch_up(flow, run)
 
     def flows(self) -> list[tuple[str, float]]:
-        """Name and time of creation of every flow, newest first."""
+        """Return name and time of creation of every flow, newest first."""
         found: dict[str, float] = {}
         for record in self._indexed(None):
             found[record.flow] = min(found.get(record.flow, record.created_at), record.created_at)
@@ -335,7 +335,7 @@ class StoreMetadata(SqliteMetadata):
         return [each for each in self._threads.map(read, self._store.list(prefix)) if each]
 
     def runs(self, flow: str | None, **which: Any) -> list[RunRecord]:
-        """The runs of the flow, or of all flows, newest first; see `Records`."""
+        """Return the runs of the flow, or of all flows, newest first; see `Records`."""
         wanted = RunFilter(**which)
         passing = [
             run
@@ -350,5 +350,5 @@ class StoreMetadata(SqliteMetadata):
         return list(islice(light, wanted.limit))
 
     def run(self, flow: str, run: str) -> RunRecord | None:
-        """One run with its graph, read again; None if there is none."""
+        """Return one run with its graph, read again; None if there is none."""
         return super().run(flow, run) if self._catch_up(flow, run) is not None else None

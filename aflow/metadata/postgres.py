@@ -152,8 +152,8 @@ class PostgresAddress:
 
 
 def _is_behind_a_pooler(connection: Connection) -> bool:
-    """Whether there is a pooler between client and server: it reports another process id of the
-    backend than the backend itself."""
+    """Return whether there is a pooler between client and server: it reports another process id of
+    the backend than the backend itself."""
     with connection.transaction():
         row = connection.execute("SELECT pg_backend_pid()", prepare=False).fetchone()
     return row is None or row[0] != connection.info.backend_pid
@@ -368,8 +368,8 @@ class PostgresMetadata(SqlMetadata):
         written between two reads is reported again with the next version of the run."""
 
         def read(after: int) -> tuple[list[Any], int | None]:
-            """The rows of the range after this task, and where the next range begins (None at the
-            end)."""
+            """Return the rows of the range after this task, and where the next range begins (None
+            at the end)."""
             last = after + _RANGE
             values = {"run_key": run_key, "after": after, "last": last}
             rows = self._patiently(lambda: self._plain_texts("all_task_columns", values))
@@ -388,9 +388,9 @@ class PostgresMetadata(SqlMetadata):
                 yield from rows
 
     def _plain_texts(self, name: str, values: dict[str, Any]) -> list[Any]:
-        """The rows of a query in which only `host` may contain escaped characters. Calling our
-        loader for each text would take half of the time of reading a million tasks, so only hosts
-        are unescaped."""
+        """Return the rows of a query in which only `host` may contain escaped characters. Calling
+        our loader for each text would take half of the time of reading a million tasks, so only
+        hosts are unescaped."""
         with self._connections.one() as db, db.cursor(binary=True) as cursor:
             cursor.adapters.register_loader("text", TextBinaryLoader)
             found = cursor.execute(reading(name, dialect=_DIALECT), values).fetchall()
@@ -401,8 +401,8 @@ class PostgresMetadata(SqlMetadata):
     def _begin(
         self, sql: str, values: dict[str, Any]
     ) -> tuple[list[Any], Generator[Any, None, None]]:
-        """The first row of a stream, if there is one, and the iterator over the others. After the
-        first row was consumed the query cannot be retried."""
+        """Return the first row of a stream, if there is one, and the iterator over the others.
+        After the first row was consumed the query cannot be retried."""
         rest = self._rows(sql, values)
         return [*islice(rest, 1)], rest
 
@@ -451,7 +451,7 @@ class PostgresSession(Session):
                 cursor.executemany(self._sql[name], values)
 
     def all(self, name: str, **values: Any) -> list[Any]:
-        """The rows of a reading statement."""
+        """Return the rows of a reading statement."""
         return self._db.execute(reading(name, dialect=_DIALECT), values).fetchall()
 
     def together(self) -> AbstractContextManager[Any]:

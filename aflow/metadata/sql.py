@@ -147,7 +147,7 @@ _OF_SETTINGS = {"storage": str, "code": dict, "parameters": list, "defaults": di
 
 
 def _settings(text: Any) -> dict[str, Any] | None:
-    """The settings of a run; None if they are damaged."""
+    """Return the settings of a run; None if they are damaged."""
     found = _object(text)
     for name, kind in _OF_SETTINGS.items() if found else ():
         if not isinstance((found or {}).get(name), kind | None):
@@ -156,7 +156,7 @@ def _settings(text: Any) -> dict[str, Any] | None:
 
 
 def _object(text: Any) -> dict[str, Any] | None:
-    """The JSON object in a column; None if it contains anything else."""
+    """Return the JSON object in a column; None if it contains anything else."""
     try:
         found = json.loads(text)
     except (ValueError, TypeError, RecursionError):
@@ -299,7 +299,7 @@ def count_changes(batch: Batch, latest: Iterable[Row]) -> tuple[list[Row], list[
 
 
 def _most(one: N | None, other: N | None) -> N | None:
-    """The larger of two numbers; None if neither is known."""
+    """Return the larger of two numbers; None if neither is known."""
     return max((each for each in (one, other) if each is not None), default=None)
 
 
@@ -450,7 +450,8 @@ class SqlMetadata(ABC):
         """Prepare the deletion of a run, within its transaction."""
 
     def _mark(self, mark: str) -> str:
-        """The mark to store with a commit; a backend generates one if the caller has given none."""
+        """Return the mark to store with a commit; a backend generates one if the caller has given
+        none."""
         return mark
 
     def create_run(
@@ -647,7 +648,7 @@ class SqlMetadata(ABC):
 
     @abstractmethod
     def _all(self, name: str, light: bool = False, **values: Any) -> list[Any]:
-        """The rows of a statement. `light` omits manifests and logs from its `{columns}`."""
+        """Return the rows of a statement. `light` omits manifests and logs from its `{columns}`."""
 
     @abstractmethod
     def _stream(self, name: str, light: bool = False, **values: Any) -> Iterator[Any]:
@@ -675,7 +676,7 @@ class SqlMetadata(ABC):
             ) from error
 
     def all_manifests(self, run_key: int) -> Iterator[bytes]:
-        """The manifests of all attempts of a run; see `Records`."""
+        """Yield the manifests of all attempts of a run; see `Records`."""
         after, more = -1, True
         while more:
             found = self._all("all_manifests", run_key=run_key, after=after, limit=PAGE)
@@ -686,38 +687,38 @@ class SqlMetadata(ABC):
             after = found[-1][0] - 1 if more else after
 
     def journal(self, run_key: int) -> Iterator[bytes]:
-        """The event batches of the run, oldest first."""
+        """Return the event batches of the run, oldest first."""
         return (events for _, events in self.journal_after(run_key, 0))
 
     def journal_after(self, run_key: int, version: int) -> Generator[tuple[int, bytes], None, None]:
-        """The event batches after a version, each with its version; see `Journal`."""
+        """Yield the event batches after a version, each with its version; see `Journal`."""
         for row in self._stream("journal", run_key=run_key, after=version):
             yield row[0], row[1]
 
     def orphaned(self, kind: str, limit: int = 100) -> list[tuple[str, str]]:
-        """The runs whose lease has expired; see `Leases`."""
+        """Return the runs whose lease has expired; see `Leases`."""
         return [(flow, run) for flow, run in self._all("orphaned", kind=kind, limit=limit)]
 
     def workers(self) -> list[WorkerRecord]:
-        """The workers whose registration has not expired; see `WorkerRegistry`."""
+        """Return the workers whose registration has not expired; see `WorkerRegistry`."""
         found = map(worker_record, self._all("workers"))
         return [each for each in found if each is not None]
 
     def documents(self, kind: str) -> list[Document]:
-        """All documents of a kind; see `Documents`."""
+        """Return all documents of a kind; see `Documents`."""
         return [Document(*row) for row in self._all("documents", kind=kind)]
 
     def jobs(self) -> list[Document]:
-        """The documents in which runs publish their jobs; see `HandedAttempts`."""
+        """Return the documents in which runs publish their jobs; see `HandedAttempts`."""
         return self.documents(_JOBS)
 
     def document(self, kind: str, name: str) -> Document | None:
-        """One document; see `Documents`."""
+        """Return one document; see `Documents`."""
         found = self._all("document", kind=kind, document=name)
         return Document(*found[0]) if found else None
 
     def flows(self) -> list[tuple[str, float]]:
-        """Name and time of creation of every flow, newest first."""
+        """Return name and time of creation of every flow, newest first."""
         return [(flow, time_of(at)) for flow, at in self._all("flows")]
 
     def runs(self, flow: str | None, **which: Any) -> list[RunRecord]:
@@ -756,8 +757,8 @@ class SqlMetadata(ABC):
             return [run_record(row, by_run.get(row[0], ())) for row in found]
 
     def _with_a_rare_tag(self, tags: Sequence[str]) -> list[int] | None:
-        """The keys of all runs with one of the tags, if one of the tags is rare: looking these up
-        is faster than a search that starts from the newest run."""
+        """Return the keys of all runs with one of the tags, if one of the tags is rare: looking
+        these up is faster than a search that starts from the newest run."""
         for tag in tags:
             found = self._all("runs_with_tag", tag=tag, limit=_RARE + 1)
             if len(found) <= _RARE:
@@ -765,7 +766,7 @@ class SqlMetadata(ABC):
         return None
 
     def run(self, flow: str, run: str) -> RunRecord | None:
-        """One run with its graph, or None if there is none."""
+        """Return one run with its graph, or None if there is none."""
         found = self._all("run", flow=flow, run=run)
         if not found:
             return None
@@ -774,7 +775,7 @@ class SqlMetadata(ABC):
             return run_record(found[0], tags)
 
     def steps(self, run_key: int) -> list[tuple[str, float, int]]:
-        """Name, time and number of tasks of every step that has started, newest first."""
+        """Return name, time and number of tasks of every step that has started, newest first."""
         found = self._all("steps", run_key=run_key)
         return [(step, time_of(at), count) for step, at, count in found]
 
@@ -789,7 +790,7 @@ class SqlMetadata(ABC):
         limit: int | None = None,
         light: bool = False,
     ) -> Iterator[TaskView]:
-        """Tasks with their latest attempts, in one streaming query; see `Records`."""
+        """Return tasks with their latest attempts, in one streaming query; see `Records`."""
         name = "tasks" if step is None else "tasks_of_step"
         if split is not None:
             name = "tasks_of_split"
@@ -814,7 +815,7 @@ class SqlMetadata(ABC):
         limit: int | None = None,
         light: bool = False,
     ) -> Iterator[TaskView]:
-        """Tasks with their latest attempts, newest first; see `Records`."""
+        """Return tasks with their latest attempts, newest first; see `Records`."""
         name = "newest_tasks" if step is None else "newest_tasks_of_step"
         return self._views(
             name,
@@ -827,13 +828,13 @@ class SqlMetadata(ABC):
         )
 
     def progress(self, run_key: int) -> list[StepProgress]:
-        """The progress of every step that has started, oldest first."""
+        """Return the progress of every step that has started, oldest first."""
         found = self._all("progress", run_key=run_key)
         with self._damage_named():
             return progress(found)
 
     def live_counts(self, run_key: int) -> dict[str, dict[AttemptState, int]]:
-        """The numbers of unfinished attempts by step and state; see `HandedAttempts`."""
+        """Return the numbers of unfinished attempts by step and state; see `HandedAttempts`."""
         found: dict[str, dict[AttemptState, int]] = {}
         with self._damage_named():
             for step, state, tasks in self._all("live_counts", run_key=run_key):
@@ -841,7 +842,8 @@ class SqlMetadata(ABC):
         return found
 
     def handed(self, run_key: int, step: str | None, after: int, limit: int) -> list[HandedAttempt]:
-        """A page of the attempts that other executors have accepted; see `HandedAttempts`."""
+        """Return a page of the attempts that other executors have accepted; see
+        `HandedAttempts`."""
         rows = self._all("handed", run_key=run_key, step=step, after=after, limit=limit)
         with self._damage_named():
             return [
@@ -859,7 +861,7 @@ class SqlMetadata(ABC):
             ]
 
     def task_columns(self, run_key: int, after: int = 0) -> Iterator[TaskColumns]:
-        """Timeline data of tasks with a latest attempt after a version; see `Records`."""
+        """Yield timeline data of tasks with a latest attempt after a version; see `Records`."""
         with self._damage_named():
             if after > 0:
                 rows = self._stream("task_columns", run_key=run_key, after=after)
@@ -879,19 +881,19 @@ class SqlMetadata(ABC):
             yield from map(task_view, self._stream(name, light, **values))
 
     def task(self, run_key: int, task: int, attempt: int | None = None) -> TaskView | None:
-        """One task with the requested attempt, by default the latest."""
+        """Return one task with the requested attempt, by default the latest."""
         found = self._all("task", run_key=run_key, task=task, attempt=attempt)
         with self._damage_named():
             return task_view(found[0]) if found else None
 
     def manifests(self, run_key: int, tasks: Sequence[int]) -> dict[int, bytes]:
-        """The manifests of the latest attempts of tasks; see `Records`."""
+        """Return the manifests of the latest attempts of tasks; see `Records`."""
         return dict(self._all("manifests", run_key=run_key, tasks=list(tasks)))
 
     def split_manifests(
         self, run_key: int, split: int, steps: Sequence[str], start: int = 0, limit: int = 1000
     ) -> list[tuple[int, int, str, bytes]]:
-        """A page of the inputs of a foreach join; see `Records`."""
+        """Return a page of the inputs of a foreach join; see `Records`."""
         return self._all(
             "split_manifests",
             run_key=run_key,
@@ -902,7 +904,7 @@ class SqlMetadata(ABC):
         )
 
     def cached(self, flow: str, key: bytes) -> CachedTask | None:
-        """A succeeded task of the flow with this cache key; see `Records`."""
+        """Return a succeeded task of the flow with this cache key; see `Records`."""
         found = self._all("cached", key=key, flow=flow)
         if not found:
             return None
@@ -910,13 +912,13 @@ class SqlMetadata(ABC):
         return CachedTask(f"{run}/{step}/{task}", run_key, task, manifest)
 
     def attempts(self, run_key: int, task: int) -> list[AttemptRecord]:
-        """All attempts of a task, oldest first."""
+        """Return all attempts of a task, oldest first."""
         found = self._all("attempts", run_key=run_key, task=task)
         with self._damage_named():
             return [attempt_record(row) for row in found]
 
     def metadata(self, run_key: int, task: int) -> list[MetadataRecord]:
-        """The metadata records of a task, oldest first."""
+        """Return the metadata records of a task, oldest first."""
         found = self._all("metadata", run_key=run_key, task=task)
         records = [MetadataRecord(*row) for row in found]
         return [each._replace(created_at=time_of(each.created_at)) for each in records]

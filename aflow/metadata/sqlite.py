@@ -110,7 +110,7 @@ class OpenFiles:
 
 
 def _identity(path: str) -> tuple[int, int] | None:
-    """Device and inode of the file at the path; None if there is none."""
+    """Return device and inode of the file at the path; None if there is none."""
     try:
         found = os.stat(path)
     except OSError:  # deleted or unreachable, which is the same for a writer
@@ -204,8 +204,8 @@ def _open_to_read(path: Path) -> sqlite3.Connection:
 
 
 def _copied(path: Path, log: Path) -> sqlite3.Connection:
-    """A copy in memory of a database and its write-ahead log, which cannot be applied in place
-    because the folder is not writable."""
+    """Return a copy in memory of a database and its write-ahead log, which cannot be applied in
+    place because the folder is not writable."""
     from tempfile import TemporaryDirectory  # imported here as it is rarely needed
 
     with TemporaryDirectory(prefix="aflow-") as folder:
@@ -266,7 +266,8 @@ def _migrate(connection: sqlite3.Connection, where: str) -> None:
 
 
 def _split(text: str) -> Iterator[str]:
-    """The statements of a script, one by one: executescript would first commit the transaction."""
+    """Yield the statements of a script, one by one: executescript would first commit the
+    transaction."""
     statement = ""
     for line in text.splitlines(keepends=True):
         statement += line
@@ -360,7 +361,7 @@ class SqliteMetadata(SqlMetadata):
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """The writing connection in a transaction, committed unless the block raises."""
+        """Yield the writing connection in a transaction, committed unless the block raises."""
         with self._lock, errors_named(self._where):
             if self._writer is None:
                 self._writer = self._connect(self._read_only)
@@ -394,8 +395,8 @@ class SqliteMetadata(SqlMetadata):
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        """A connection for one query. It is exclusive to the caller: an unfinished stream keeps its
-        snapshot of the database, which no other query must see."""
+        """Yield a connection for one query. It is exclusive to the caller: an unfinished stream
+        keeps its snapshot of the database, which no other query must see."""
         if self._path is None:
             assert self._writer is not None, "a store in memory is open from the start"
             with self._lock:
@@ -454,7 +455,7 @@ class SqliteSession(Session):
             self._db.executemany(self._sql[name], values)
 
     def all(self, name: str, **values: Any) -> list[Any]:
-        """The rows of a reading statement."""
+        """Return the rows of a reading statement."""
         return self._db.execute(reading(name), _plain(values)).fetchall()
 
 

@@ -201,7 +201,8 @@ def local_token(folder: Path | None = None) -> str:
 
 
 def _read_local(file: Path) -> str | None:
-    """The token in the file, or None if there is no file. Raises OSError and InvalidSetting."""
+    """Return the token in the file, or None if there is no file. Raises OSError and
+    InvalidSetting."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):
@@ -260,8 +261,9 @@ def is_this_machine(host: str) -> bool:
 
 
 def _is_own_server(port: int) -> bool:
-    """Whether only processes of this user or root listen on the port. Otherwise the token could be
-    sent to another user, who listens while no server runs. True if /proc is not available."""
+    """Return whether only processes of this user or root listen on the port. Otherwise the token
+    could be sent to another user, who listens while no server runs. True if /proc is not
+    available."""
     for table in ("net/tcp", "net/tcp6"):
         for line in (read_proc(table) or b"").splitlines()[1:]:
             fields = line.decode().split()

@@ -234,7 +234,7 @@ def _made(code: int, inner: Any) -> Any:
 
 @cache
 def _kinds(record: type) -> tuple[tuple[str, ...], tuple[Any, ...]]:
-    """The names of the fields of a record, and the classes that each value may have."""
+    """Return the names of the fields of a record, and the classes that each value may have."""
     hints = get_type_hints(record)
     return tuple(hints), tuple(_classes(hint) for hint in hints.values())
 

@@ -90,7 +90,7 @@ class _Ready:
         return taken
 
     def listed(self, limit: int) -> list[_StoredMessage]:
-        """The first messages, in the order in which they would be taken."""
+        """Return the first messages, in the order in which they would be taken."""
         found: list[_StoredMessage] = []
         for priority in sorted(self._classes, reverse=True):
             turns = deque(deque(each) for each in self._classes[priority].values())
@@ -210,7 +210,7 @@ class MemoryQueue(Queue):
         heapq.heappush(self._timed, (due, self._pushed, entry))
 
     def _held(self, leases: Sequence[Lease]) -> dict[str, _StoredMessage]:
-        """The messages whose leases have not ended, by token."""
+        """Return the messages whose leases have not ended, by token."""
         self._settle()
         there = {each.token: self._entries.get((each.topic, each.id)) for each in leases}
         return {token: each for token, each in there.items() if each and each.token == token}
@@ -267,7 +267,7 @@ class MemoryQueue(Queue):
         del self._entries[entry.topic, entry.id]
 
     async def known(self, topic: str, ids: Sequence[str]) -> set[str] | None:
-        """Which of these messages exist; see the port."""
+        """Return which of these messages exist; see the port."""
         return {name for name in ids if (topic, name) in self._entries}
 
     async def drop(self, topic: str) -> None:
@@ -287,13 +287,13 @@ class MemoryQueue(Queue):
         return len(buried)
 
     async def peek(self, topic: str, limit: int = 100) -> list[Message] | None:
-        """The ready messages; see the port."""
+        """Return the ready messages; see the port."""
         self._settle()
         ready = self._ready.get(topic)
         return [Message(each.id, each.body) for each in ready.listed(limit)] if ready else []
 
     async def topics(self) -> list[str] | None:
-        """The topics that have messages; see the port."""
+        """Return the topics that have messages; see the port."""
         return sorted({topic for topic, _ in self._entries})
 
     async def announce(self, name: str, body: bytes, ttl: float) -> None:
@@ -304,7 +304,7 @@ class MemoryQueue(Queue):
             self._announced.pop(name, None)
 
     async def announced(self) -> Mapping[str, bytes] | None:
-        """The unexpired records of workers; see the port."""
+        """Return the unexpired records of workers; see the port."""
         now = self._clock.monotonic()
         self._announced = {
             name: (body, until) for name, (body, until) in self._announced.items() if until > now
@@ -312,7 +312,7 @@ class MemoryQueue(Queue):
         return {name: body for name, (body, _) in self._announced.items()}
 
     async def buried(self, topic: str, limit: int = 100) -> list[Buried]:
-        """The buried messages; see the port."""
+        """Return the buried messages; see the port."""
         self._settle()
         found = [
             Buried(topic, each.id, each.body, each.deliveries, each.buried_at)
@@ -322,7 +322,7 @@ class MemoryQueue(Queue):
         return sorted(found, key=lambda each: each.buried_at)[:limit]
 
     async def depth(self, topic: str) -> Depth:
-        """The numbers of messages of the topic; see the port."""
+        """Return the numbers of messages of the topic; see the port."""
         self._settle()
         there = [each for each in self._entries.values() if each.topic == topic]
         buried = sum(each.buried_at is not None for each in there)
@@ -330,7 +330,7 @@ class MemoryQueue(Queue):
         return Depth(len(there) - buried - leased, leased, buried)
 
     async def longest_wait(self, topic: str) -> float | None:
-        """The waiting time of the oldest ready message; see the port."""
+        """Return the waiting time of the oldest ready message; see the port."""
         self._settle()
         now = self._clock.monotonic()
         ready = [e.since for e in self._entries.values() if e.topic == topic and e.is_ready]

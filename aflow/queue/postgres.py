@@ -141,7 +141,7 @@ class PostgresQueue(Queue):
     async def _take(
         self, topics: Sequence[str], limit: int, ttl: float, skip: Collection[str]
     ) -> tuple[list[Lease], list[float]]:
-        """The leases, and the seconds until leased or delayed messages become ready."""
+        """Return the leases, and the seconds until leased or delayed messages become ready."""
         taken: list[Lease] = []
         due: list[float] = []
         async with self._transaction() as db:
@@ -216,7 +216,7 @@ class PostgresQueue(Queue):
             await self._do(db, "remove", topic, [*ids], leased)
 
     async def known(self, topic: str, ids: Sequence[str]) -> set[str] | None:
-        """Which of these messages exist; see the port."""
+        """Return which of these messages exist; see the port."""
         async with self._connection() as db:
             return {row[0] for row in await self._rows(db, "known", topic, [*ids])}
 
@@ -226,7 +226,7 @@ class PostgresQueue(Queue):
             await self._do(db, "drop", topic)
 
     async def buried(self, topic: str, limit: int = 100) -> list[Buried]:
-        """The buried messages; see the port."""
+        """Return the buried messages; see the port."""
         async with self._settled(topic) as db:
             return [Buried(topic, *row) for row in await self._rows(db, "buried", topic, limit)]
 
@@ -238,12 +238,12 @@ class PostgresQueue(Queue):
         return len(rows)
 
     async def peek(self, topic: str, limit: int = 100) -> list[Message] | None:
-        """The ready messages; see the port."""
+        """Return the ready messages; see the port."""
         async with self._settled(topic) as db:
             return [Message(*row) for row in await self._rows(db, "peek", topic, limit)]
 
     async def topics(self) -> list[str] | None:
-        """The topics that have messages; see the port."""
+        """Return the topics that have messages; see the port."""
         async with self._connection() as db:
             return [row[0] for row in await self._rows(db, "topics")]
 
@@ -256,17 +256,17 @@ class PostgresQueue(Queue):
                 await self._do(db, "unannounce", name)
 
     async def announced(self) -> Mapping[str, bytes] | None:
-        """The unexpired records of workers; see the port."""
+        """Return the unexpired records of workers; see the port."""
         async with self._connection() as db:
             return dict(await self._rows(db, "announced"))
 
     async def depth(self, topic: str) -> Depth:
-        """The numbers of messages of the topic; see the port."""
+        """Return the numbers of messages of the topic; see the port."""
         async with self._settled(topic) as db:
             return Depth(*(await self._rows(db, "depth", topic))[0])
 
     async def longest_wait(self, topic: str) -> float | None:
-        """The waiting time of the oldest ready message; see the port."""
+        """Return the waiting time of the oldest ready message; see the port."""
         async with self._settled(topic) as db:
             ((found,),) = await self._rows(db, "longest_wait", topic)
         return 0.0 if found is None else max(float(found), 0.0)
@@ -383,7 +383,7 @@ class PostgresQueue(Queue):
                         await db.close()
 
     def _next_idle(self) -> Connection | None:
-        """An idle connection; those that the server has closed are dropped."""
+        """Return an idle connection; those that the server has closed are dropped."""
         while self._idle:
             db = self._idle.pop()
             if _is_silent(db):
@@ -406,7 +406,7 @@ class PostgresQueue(Queue):
         )
 
     def _statement(self, name: str) -> bytes:
-        """The statement, with the schema of the tables."""
+        """Return the statement, with the schema of the tables."""
         made = self._sql.get(name)
         if made is None:
             made = self._sql[name] = _SQL[name].replace("{schema}", self._schema).encode()
@@ -470,8 +470,8 @@ def _is_at_rest(db: Connection) -> bool:
 
 
 def _is_silent(db: Connection) -> bool:
-    """Whether the server has sent nothing since the last use, such as an error or the end of the
-    connection."""
+    """Return whether the server has sent nothing since the last use, such as an error or the end of
+    the connection."""
     poll = select.poll()
     poll.register(db.fileno(), select.POLLIN)
     return not poll.poll(0)

@@ -79,7 +79,7 @@ class _Sentinel(Sentinel):
         self._asking = asyncio.Lock()
 
     async def discover_master(self, service_name: str) -> Any:
-        """The address of the primary."""
+        """Return the address of the primary."""
         async with self._asking:
             return await super().discover_master(service_name)
 
@@ -175,7 +175,7 @@ class RedisQueue(Queue):
     async def _take(
         self, topics: Sequence[str], limit: int, ttl: float, skip: Collection[str]
     ) -> tuple[list[Lease], list[float]]:
-        """The leases, and the seconds until leased or delayed messages become ready."""
+        """Return the leases, and the seconds until leased or delayed messages become ready."""
         taken: list[Lease] = []
         due: list[float] = []
         for topic in topics:
@@ -245,7 +245,7 @@ class RedisQueue(Queue):
             await self._run("remove", topic, int(leased), *ids)
 
     async def known(self, topic: str, ids: Sequence[str]) -> set[str] | None:
-        """Which of these messages exist; see the port."""
+        """Return which of these messages exist; see the port."""
         return {each.decode() for each in await self._run("known", topic, *ids)} if ids else set()
 
     async def drop(self, topic: str) -> None:
@@ -253,7 +253,7 @@ class RedisQueue(Queue):
         await self._run("drop", topic)
 
     async def buried(self, topic: str, limit: int = 100) -> list[Buried]:
-        """The buried messages; see the port."""
+        """Return the buried messages; see the port."""
         return [
             Buried(topic, id.decode(), body, int(count), float(at))
             for id, body, count, at in await self._run("buried", topic, limit)
@@ -264,11 +264,11 @@ class RedisQueue(Queue):
         return int(await self._run("redrive", topic, *ids)) if ids else 0
 
     async def peek(self, topic: str, limit: int = 100) -> list[Message] | None:
-        """The ready messages; see the port."""
+        """Return the ready messages; see the port."""
         return [Message(id.decode(), body) for id, body in await self._run("peek", topic, limit)]
 
     async def topics(self) -> list[str] | None:
-        """The topics that have messages; see the port."""
+        """Return the topics that have messages; see the port."""
         start, end = "{" + self._prefix + ":", "}:body"
         pattern = "".join(f"\\{each}" if each in "*?[]\\" else each for each in start) + "*" + end
         found: set[str] = set()
@@ -278,11 +278,11 @@ class RedisQueue(Queue):
         return sorted(found - {_WORKERS})
 
     async def depth(self, topic: str) -> Depth:
-        """The numbers of messages of the topic; see the port."""
+        """Return the numbers of messages of the topic; see the port."""
         return Depth(*await self._run("depth", topic))
 
     async def longest_wait(self, topic: str) -> float | None:
-        """The waiting time of the oldest ready message; see the port."""
+        """Return the waiting time of the oldest ready message; see the port."""
         return max(float(await self._run("longest_wait", topic)), 0.0)
 
     async def announce(self, name: str, body: bytes, ttl: float) -> None:
@@ -290,7 +290,7 @@ class RedisQueue(Queue):
         await self._run("announce", _WORKERS, name, body, ttl)
 
     async def announced(self) -> Mapping[str, bytes] | None:
-        """The unexpired records of workers; see the port."""
+        """Return the unexpired records of workers; see the port."""
         found = await self._run("announced", _WORKERS)
         return {name.decode(): body for name, body in zip(found[::2], found[1::2], strict=True)}
 
@@ -360,7 +360,7 @@ class RedisQueue(Queue):
 
 
 def _advice(error: Exception, detail: str) -> str:
-    """The meaning of an error of Redis, and a remedy."""
+    """Return the meaning of an error of Redis, and a remedy."""
     if isinstance(error, _OF_A_CLUSTER):
         return (
             "is a Redis Cluster, which aflow does not support: use a single primary, with "

@@ -74,7 +74,7 @@ class WakeUp:
         self._is_warned = False
 
     def _folder(self) -> Path:
-        """The folder of the sockets; raises UnsafeFolder and OSError."""
+        """Return the folder of the sockets; raises UnsafeFolder and OSError."""
         if self._found is None:
             self._found = runtime_folder("queues") / self._name
         return self._found
@@ -146,8 +146,8 @@ class WakeUp:
 
 
 def _address(folder: int, path: Path, name: str) -> str:
-    """The address of a socket in the open folder: through the folder's descriptor if the system
-    supports it, since addresses must be short, and the path may have been replaced."""
+    """Return the address of a socket in the open folder: through the folder's descriptor if the
+    system supports it, since addresses must be short, and the path may have been replaced."""
     return str(path / name) if DESCRIPTORS is None else f"{DESCRIPTORS}/{folder}/{name}"
 
 
@@ -303,7 +303,7 @@ class SqliteQueue(Queue):
         ttl: float,
         skip: Collection[str],
     ) -> tuple[list[Lease], float]:
-        """The leases, and the seconds until a leased or delayed message becomes ready."""
+        """Return the leases, and the seconds until a leased or delayed message becomes ready."""
         now, expires_at = self._leases.now(), self._clock.now() + ttl
         taken: list[Lease] = []
         due = float("inf")
@@ -387,7 +387,7 @@ class SqliteQueue(Queue):
             await self._do(remove)
 
     async def known(self, topic: str, ids: Sequence[str]) -> set[str] | None:
-        """Which of these messages exist; see the port."""
+        """Return which of these messages exist; see the port."""
         if not ids:
             return set()
         return await self._do(
@@ -404,7 +404,7 @@ class SqliteQueue(Queue):
         await self._do(drop)
 
     async def buried(self, topic: str, limit: int = 100) -> list[Buried]:
-        """The buried messages; see the port."""
+        """Return the buried messages; see the port."""
 
         def find(db: sqlite3.Connection) -> list[Any]:
             self._settle(db, topic, self._leases.now())
@@ -426,7 +426,7 @@ class SqliteQueue(Queue):
         return redriven
 
     async def peek(self, topic: str, limit: int = 100) -> list[Message] | None:
-        """The ready messages; see the port."""
+        """Return the ready messages; see the port."""
 
         def find(db: sqlite3.Connection) -> list[Any]:
             self._settle(db, topic, self._leases.now())
@@ -435,12 +435,12 @@ class SqliteQueue(Queue):
         return [Message(*row) for row in await self._do(find)]
 
     async def topics(self) -> list[str] | None:
-        """The topics that have messages; see the port."""
+        """Return the topics that have messages; see the port."""
         found = await self._do(lambda db: db.execute(_SQL["topics"]).fetchall())
         return [topic for (topic,) in found]
 
     async def depth(self, topic: str) -> Depth:
-        """The numbers of messages of the topic; see the port."""
+        """Return the numbers of messages of the topic; see the port."""
 
         def count(db: sqlite3.Connection) -> dict[str, int]:
             self._settle(db, topic, self._leases.now())
@@ -451,7 +451,7 @@ class SqliteQueue(Queue):
         return Depth(ready, found.get("l", 0), found.get("b", 0))
 
     async def longest_wait(self, topic: str) -> float | None:
-        """The waiting time of the oldest ready message; see the port."""
+        """Return the waiting time of the oldest ready message; see the port."""
 
         def find(db: sqlite3.Connection) -> float:
             now = self._leases.now()
@@ -470,7 +470,7 @@ class SqliteQueue(Queue):
         )
 
     async def announced(self) -> Mapping[str, bytes] | None:
-        """The unexpired records of workers; see the port."""
+        """Return the unexpired records of workers; see the port."""
 
         def find(db: sqlite3.Connection) -> list[Any]:
             db.execute(_SQL["expire_workers"], (self._leases.now(),))
@@ -555,9 +555,9 @@ class SqliteQueue(Queue):
 
 
 def _turn(db: sqlite3.Connection, topic: str, group: str, priority: int) -> int:
-    """The turn of a group's next message: the turn that is being delivered or, if the group's last
-    message is still waiting, the turn after that. So groups take turns, and a group with few
-    messages is served soon."""
+    """Return the turn of a group's next message: the turn that is being delivered or, if the
+    group's last message is still waiting, the turn after that. So groups take turns, and a group
+    with few messages is served soon."""
     found = db.execute(_SQL["present_turn"], (topic, priority)).fetchone()
     now = int(found[0]) if found else 0
     last = db.execute(_SQL["last_turn"], (topic, group, priority)).fetchone() if group else None

@@ -449,7 +449,7 @@ class SqsQueue(Queue):
         await self._send(self._name(topic), bundled(entries))
 
     async def _fitting(self, topic: str, entry: SqsMessage) -> SqsMessage:
-        """The entry, with its body moved to the store if it is too large for SQS."""
+        """Return the entry, with its body moved to the store if it is too large for SQS."""
         if size_of(entry) <= LARGEST:
             return entry
         if self._store is None:
@@ -491,7 +491,8 @@ class SqsQueue(Queue):
             raise
 
     def _group(self, bundle: Sequence[SqsMessage]) -> dict[str, str]:
-        """The group of a message, for SQS's fair queues; that of the first entry for a bundle."""
+        """Return the group of a message, for SQS's fair queues; that of the first entry for a
+        bundle."""
         group = group_of(bundle[0].id) if self._is_fair else ""
         return {"MessageGroupId": group[:128]} if group else {}
 
@@ -645,7 +646,7 @@ class SqsQueue(Queue):
         return lease
 
     async def _whole(self, entry: SqsMessage) -> SqsMessage:
-        """The entry with its body; raises ObjectNotFound."""
+        """Return the entry with its body; raises ObjectNotFound."""
         if not entry.kept:
             return entry
         if self._store is None:
@@ -720,7 +721,7 @@ class SqsQueue(Queue):
         _check(lost)
 
     def _mine(self, leases: Sequence[Lease]) -> tuple[list[Lease], list[Lease]]:
-        """The leases that have not ended, and those that have."""
+        """Return the leases that have not ended, and those that have."""
         self._forget_ended()
         mine = [each for each in leases if each.token in self._held]
         return mine, [each for each in leases if each.token not in self._held]
@@ -790,7 +791,7 @@ class SqsQueue(Queue):
         await self._give_back(name, [each for each in found if each not in gone])
 
     async def buried(self, topic: str, limit: int = 100) -> list[Buried]:
-        """The buried messages; concurrent readers may miss some of them."""
+        """Return the buried messages; concurrent readers may miss some of them."""
         name = self._name(check_topic(topic)) + _BURIED
         looked = await self._look(name, limit)
         await self._give_back(name, looked)
@@ -838,7 +839,7 @@ class SqsQueue(Queue):
         await self._service.in_calls(_CHANGE, name, entries)
 
     async def depth(self, topic: str) -> Depth:
-        """The numbers of messages of the topic, as estimated by SQS."""
+        """Return the numbers of messages of the topic, as estimated by SQS."""
         name = self._name(check_topic(topic))
         ready, leased = await self._counts(name)
         return Depth(ready, leased, sum(await self._counts(name + _BURIED)))
@@ -859,7 +860,7 @@ class SqsQueue(Queue):
     # ------------------------------------------------------------------ helpers
 
     def _name(self, topic: str) -> str:
-        """The name of the topic's queue, which may have 80 characters and no dots."""
+        """Return the name of the topic's queue, which may have 80 characters and no dots."""
         plain = topic.replace(".", "-")
         room = 80 - len(self._prefix) - len(_BURIED) - len("--12345678")
         if plain == topic and len(plain) <= room:
@@ -878,7 +879,7 @@ class SqsQueue(Queue):
 
 
 def _entries_of(message: Any) -> tuple[list[SqsMessage], bool]:
-    """The entries of a received message, and whether it is aflow's."""
+    """Return the entries of a received message, and whether it is aflow's."""
     try:
         return read(message["Body"]), True
     except InvalidMessage:
@@ -890,12 +891,13 @@ def _entry(handle: str) -> dict[str, Any]:
 
 
 def _handle_of(lease: Lease) -> str:
-    """The receipt of the lease's message."""
+    """Return the receipt of the lease's message."""
     return lease.token.partition(" ")[0]
 
 
 def _visible(ttl: float) -> int:
-    """The visibility timeout for a lease: a second longer than the lease, which ends first here."""
+    """Return the visibility timeout for a lease: a second longer than the lease, which ends first
+    here."""
     return min(math.ceil(ttl) + 1, LONGEST_LEASE)
 
 

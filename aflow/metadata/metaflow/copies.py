@@ -115,7 +115,7 @@ class Copies:
     def _left(
         self, run: RunRecord, view: TaskView, manifest: Manifest
     ) -> Iterator[tuple[str, Entry]]:
-        """The artifacts of the task. If it has none, as after a failure, those of its input
+        """Return the artifacts of the task. If it has none, as after a failure, those of its input
         task."""
         inputs = decode_inputs(view.task.inputs) if view.task.inputs else None
         if not manifest.artifacts and not manifest.inherited and isinstance(inputs, FromTask):
@@ -304,7 +304,7 @@ def _pickle(blobs: BlobStore, copy: Copy) -> Iterator[Buffer]:
 
 
 def _exception(attempt: AttemptRecord, manifest: Manifest) -> bytes:
-    """The pickle of the error of an attempt; of None if it succeeded, also by @catch, as in
+    """Return the pickle of the error of an attempt; of None if it succeeded, also by @catch, as in
     Metaflow."""
     if attempt.state is AttemptState.SUCCEEDED:
         return layout.pickled(None)

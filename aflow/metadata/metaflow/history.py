@@ -133,7 +133,7 @@ class MetaflowHistory:
     # ------------------------------------------------------------ lists
 
     def flows(self) -> list[tuple[str, float]]:
-        """Name and time of creation of every flow, newest first."""
+        """Return name and time of creation of every flow, newest first."""
         listed = self._remembered(("flows",), self._source.flows)
         rows = [(str(row["flow_id"]), time_of(row)) for row in listed]
         valid = [row for row in rows if _is(ids.flow_name, row[0])]
@@ -168,7 +168,7 @@ class MetaflowHistory:
         return self._remembered(("runs", flow), lambda: self._source.runs(flow))
 
     def _remembered(self, what: tuple[str, ...], read: Callable[[], T]) -> T:
-        """The cached result of `read`, or a new one: servers list runs frequently."""
+        """Return the cached result of `read`, or a new one: servers list runs frequently."""
         until, found = self._read.get(what, (0.0, None))
         if until <= self._now():
             found = read()
@@ -187,7 +187,7 @@ class MetaflowHistory:
             return self._keys[key]
 
     def _light(self, row: Row) -> RunRecord:
-        """A run for a list: its state, without its graph."""
+        """Return a run for a list: its state, without its graph."""
         key = _Key(str(row["flow_id"]), str(row["run_number"]))
         end = self._remembered(("end", *key), lambda: self._end(*key))
         state, at = self._state(row, *end)
@@ -213,8 +213,8 @@ class MetaflowHistory:
         )
 
     def _end(self, flow: str, run: str) -> tuple[bool | None, float | None]:
-        """Whether the last task of a run has succeeded (None if it has not finished), and when it
-        finished."""
+        """Return whether the last task of a run has succeeded (None if it has not finished), and
+        when it finished."""
         step = _END
         tasks = self._source.tasks(flow, run, step)
         if not tasks:  # the last step may have another name
@@ -242,7 +242,7 @@ class MetaflowHistory:
     # ------------------------------------------------------------ one run
 
     def run(self, flow: str, run: str) -> RunRecord | None:
-        """One run with its graph, or None if there is none."""
+        """Return one run with its graph, or None if there is none."""
         row = self._source.run(flow, run)
         if row is None or not self._is_listed(row):
             return None
@@ -321,12 +321,12 @@ class MetaflowHistory:
         return self._views(run_key, self._memory.newest_tasks(self._there(run_key).key, **how))
 
     def task(self, run_key: int, task: int, attempt: int | None = None) -> TaskView | None:
-        """One task with the requested attempt; see `Records.task`."""
+        """Return one task with the requested attempt; see `Records.task`."""
         found = self._memory.task(self._there(run_key).key, task, attempt)
         return None if found is None else found._replace(run_key=run_key)
 
     def __getattr__(self, name: str) -> Any:
-        """A method that reads a run by its key, and whose results contain no keys."""
+        """Return a method that reads a run by its key, and whose results contain no keys."""
         if name not in _BY_KEY:
             raise AttributeError(name)
         method = getattr(self._memory, name)
@@ -432,7 +432,8 @@ class _Reading:
     # ------------------------------------------------------------ rows
 
     def _find_root(self) -> str:
-        """The root of the datastore that contains the values of the run; empty if unknown."""
+        """Return the root of the datastore that contains the values of the run; empty if
+        unknown."""
         rows = (row for each in self._artifacts.values() for rows in each.values() for row in rows)
         first = next(rows, None)
         root = self._fact("ds-root") or ""
@@ -487,14 +488,15 @@ class _Reading:
         return read_theirs(store, (self._flow, self._run, *task), attempt)
 
     def _previewed(self, name: str, entry: Entry) -> Entry:
-        """The entry of a parameter, with a preview if the value is plain and small."""
+        """Return the entry of a parameter, with a preview if the value is plain and small."""
         if name.startswith("_") or entry.size > _SHOWN:
             return entry
         kind, facts = preview(self._value(entry))
         return entry._replace(preview=facts) if kind == entry.type else entry
 
     def _value(self, entry: Entry | None) -> Any:
-        """The value of an artifact in Metaflow's datastore; None if it is missing or unreadable."""
+        """Return the value of an artifact in Metaflow's datastore; None if it is missing or
+        unreadable."""
         if entry is None:
             return None
         try:
@@ -519,7 +521,7 @@ class _Reading:
         return self._history._state(self._row, *_end_in(rows))
 
     def _rows_of(self, task: Task) -> Sequence[Row]:
-        """The metadata of a task."""
+        """Return the metadata of a task."""
         return self._metadata.get(task, ())
 
     def _batch(self, tasks: Mapping[Task, Row]) -> Batch:
@@ -607,7 +609,7 @@ class _Reading:
         return tuple(int(frame.index or 0) for frame in stack or ())
 
     def _count(self, task: Task) -> int | None:
-        """The number of items that a task has opened; None if unknown."""
+        """Return the number of items that a task has opened; None if unknown."""
         value = self._value(self._left[task].get("_foreach_num_splits"))
         return value if isinstance(value, int) else None
 
@@ -682,13 +684,14 @@ class _Reading:
 
 
 def _failed(batch: Batch) -> AttemptRecord | None:
-    """The first task whose latest attempt has failed, as that attempt; None if there is none."""
+    """Return the first task whose latest attempt has failed, as that attempt; None if there is
+    none."""
     latest = {each.task: each for each in batch.attempts}
     return next((a for a in latest.values() if a.state is AttemptState.FAILED), None)
 
 
 def _is_running(batch: Batch) -> bool:
-    """Whether there are unfinished attempts."""
+    """Return whether there are unfinished attempts."""
     return any(each.state is AttemptState.RUNNING for each in batch.attempts)
 
 
@@ -746,15 +749,15 @@ class TheirStore:
         self.url = url
 
     def get(self, name: str, start: int = 0, length: int | None = None) -> Buffer:
-        """The bytes of an object; see `ObjectStore`."""
+        """Return the bytes of an object; see `ObjectStore`."""
         return self._place.get(self._theirs(name), start, length)
 
     def size(self, name: str) -> int | None:
-        """The size of an object in bytes; see `ObjectStore`."""
+        """Return the size of an object in bytes; see `ObjectStore`."""
         return self._place.size(self._theirs(name))
 
     def list(self, prefix: str) -> Iterator[str]:
-        """The names with a prefix; names of cards are translated to aflow's."""
+        """Return the names with a prefix; names of cards are translated to aflow's."""
         parts = prefix.rstrip("/").split("/")
         if parts[0] == "cards" and len(parts) == 3:
             tasks = self._history.tasks_of(*parts[1:])
@@ -807,8 +810,8 @@ def _task_of(row: Row) -> Task:
 
 
 def _end_in(rows: Iterable[Row]) -> tuple[bool | None, float | None]:
-    """Whether the last finished attempt has succeeded, and when it finished; None for both if none
-    has finished."""
+    """Return whether the last finished attempt has succeeded, and when it finished; None for both
+    if none has finished."""
     ends = [row for row in rows if row["field_name"] == "attempt_ok"]
     return (str(ends[-1]["value"]) == "True", time_of(ends[-1])) if ends else (None, None)
 

@@ -90,14 +90,14 @@ class _Taking:
         self._known: dict[str, Entry] = {}
 
     def attempt(self, attempt: AttemptRecord, known: Collection[str]) -> AttemptRecord:
-        """The attempt, with its artifacts copied to aflow's datastore."""
+        """Return the attempt, with its artifacts copied to aflow's datastore."""
         if attempt.manifest is None:
             return attempt
         return attempt._replace(manifest=self.manifest(attempt.manifest, known).encode())
 
     def manifest(self, data: bytes, known: Collection[str]) -> Manifest:
-        """The manifest, with its artifacts copied to aflow's datastore: without Metaflow's own
-        artifacts, and without the `known` ones, which are the parameters."""
+        """Return the manifest, with its artifacts copied to aflow's datastore: without Metaflow's
+        own artifacts, and without the `known` ones, which are the parameters."""
         theirs = Manifest.decode(data)
         left = _INLINE_TOTAL
         ours: dict[str, Entry] = {}
@@ -129,7 +129,7 @@ class _Taking:
         return made
 
     def _items(self, manifest: Manifest) -> Any:
-        """The items of a foreach; None for a gang, which has no items."""
+        """Return the items of a foreach; None for a gang, which has no items."""
         over = manifest.transition[1]
         if over is None or over not in manifest.artifacts:
             return None

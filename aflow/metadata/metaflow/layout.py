@@ -159,7 +159,7 @@ def stack_pickle(stack: Iterable[ForeachFrame]) -> bytes:
 
 
 def _inner(value: object) -> bytes:
-    """The pickle of a plain value, without header and end, for use inside another pickle."""
+    """Return the pickle of a plain value, without header and end, for use inside another pickle."""
     return pickle.dumps(value, 2)[2:-1]
 
 

@@ -61,7 +61,7 @@ class _Run(NamedTuple):
         return f"/flows/{self.flow}/runs/{self.name}"
 
     def where(self, task: int) -> dict[str, Any]:
-        """The fields of a row that identify the step of a task."""
+        """Return the fields of a row that identify the step of a task."""
         user = self.registered_by["user_name"]
         place = {"flow_id": self.flow, "run_number": self.name, "step_name": self.tasks[task]}
         return {**place, "user_name": user}
@@ -186,7 +186,7 @@ class _Registering(SqliteMetadata):
         return self._asked(lambda: self._registry.register(path, body, method)) or {}
 
     def _asked(self, call: Callable[[], T]) -> T | None:
-        """The result of the call; None if the service has failed, and is not needed."""
+        """Return the result of the call; None if the service has failed, and is not needed."""
         if self._is_away:
             return None
         try:
@@ -199,7 +199,7 @@ class _Registering(SqliteMetadata):
             return None
 
     def _names_there(self, run: RunRecord, task: int) -> tuple[str, str]:
-        """The names of the run and of one of its tasks in the service."""
+        """Return the names of the run and of one of its tasks in the service."""
         known = self._runs.get(run.key)
         if known is None:
             return records.run_name(run.run), records.task_name(task)
@@ -270,7 +270,7 @@ class _Registering(SqliteMetadata):
         return tags
 
     def _known(self, run_key: int) -> _Run | None:
-        """The run; None if it is not registered."""
+        """Return the run; None if it is not registered."""
         if run_key not in self._runs:
             found = self._of_key(run_key)
             if found.kind or "imported_from" in found.settings:
@@ -374,7 +374,7 @@ class _Registering(SqliteMetadata):
         return metadata, records.copies_metadata(attempt, copies, left)
 
     def _origin_names(self, run: _Run, step: str, origin: str, task: int) -> tuple[str, str]:
-        """The names in the service of the run and the task whose result a task of this run
+        """Return the names in the service of the run and the task whose result a task of this run
         reuses."""
         found = self.run(run.flow, origin)
         known = None if found is None else self._known(found.key)
@@ -438,7 +438,7 @@ def _registered(run: RunRecord, name: str = "") -> _Run:
 
 
 def _name_in(answer: Mapping[str, Any], wanted: str, *keys: str) -> str:
-    """The name that the service has given an object. Most services accept the one in the request;
-    some number all objects themselves."""
+    """Return the name that the service has given an object. Most services accept the one in the
+    request; some number all objects themselves."""
     names = [str(answer[key]) for key in keys if answer.get(key) is not None]
     return wanted if not names or wanted in names else names[0]

@@ -146,7 +146,7 @@ class FolderSource:
         return sorted((row for row in found if row is not None), key=time_of)
 
     def _self(self, *place: str) -> Row | None:
-        """The record of a flow, run, step or task, with the names taken from its path."""
+        """Return the record of a flow, run, step or task, with the names taken from its path."""
         found = _json(self._root.joinpath(*place, "_meta", "_self.json"))
         return None if found is None else {**found, **dict(zip(_NAMES, place, strict=False))}
 
@@ -228,7 +228,7 @@ def _mapping(value: object) -> dict[str, Any]:
 
 
 def _usable(rows: Iterable[object], *needed: str) -> list[Row]:
-    """The rows that have these fields, oldest first; damaged rows are omitted."""
+    """Return the rows that have these fields, oldest first; damaged rows are omitted."""
     found = [_mapping(row) for row in rows]
     return sorted((row for row in found if all(each in row for each in needed)), key=time_of)
 
@@ -309,8 +309,8 @@ class ServiceSource(ServiceClient):
         return self._of_all_tasks(flow, run, "artifacts", _ARTIFACT)
 
     def _of_all_tasks(self, flow: str, run: str, what: str, needed: Iterable[str]) -> list[Row]:
-        """The rows of all tasks of a run: in one request or, if the service has no such route, in
-        one request per task."""
+        """Return the rows of all tasks of a run: in one request or, if the service has no such
+        route, in one request per task."""
         _, found = self._get(f"{_run(flow, run)}/{what}")
         if isinstance(found, list):
             return _usable(found, *needed)

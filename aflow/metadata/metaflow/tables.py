@@ -108,7 +108,7 @@ class TablesSource:
 
 
 def _decoded(row: Row) -> Row:
-    """A row of a table as the service returns it: with names instead of numbers."""
+    """Return a row of a table as the service returns it: with names instead of numbers."""
     decoded = dict(row)
     for name in _LISTS:
         if isinstance(decoded.get(name), str):

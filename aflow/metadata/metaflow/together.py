@@ -56,7 +56,7 @@ class WithHistory:
             each.close()
 
     def flows(self) -> list[tuple[str, float]]:
-        """Name and time of creation of every flow, newest first."""
+        """Return name and time of creation of every flow, newest first."""
         found: dict[str, float] = {}
         for flow, at in (each for store in self._all() for each in store.flows()):
             found[flow] = min(found.get(flow, at), at)
@@ -89,7 +89,7 @@ class WithHistory:
         return list(islice(runs, which.get("limit")))
 
     def run(self, flow: str, run: str) -> RunRecord | None:
-        """One run with its graph, or None if there is none."""
+        """Return one run with its graph, or None if there is none."""
         found = self._own.run(flow, run)
         if found is not None:
             return found
@@ -100,12 +100,12 @@ class WithHistory:
         return None
 
     def _shift(self, history: Beside) -> int:
-        """The difference between the keys of a history's runs here and there."""
+        """Return the difference between the keys of a history's runs here and there."""
         first = FIRST_KEY if isinstance(history, StoreMetadata) else 0
         return first + self._histories.index(history) * _STEP
 
     def _marked(self, history: Beside, runs: list[RunRecord]) -> Iterator[RunRecord]:
-        """The runs, with keys and storage URLs that identify their history."""
+        """Yield the runs, with keys and storage URLs that identify their history."""
         number = self._histories.index(history)
         for run in runs:
             storage = str(run.settings.get("storage") or "")

@@ -79,7 +79,7 @@ def _shape(graph: Graph) -> object:
 
 
 def as_recorded(options: RunOptions, run: RunRecord) -> RunOptions:
-    """Return the options, with those that affect scheduling taken from the run's record.
+    """Return the options, with those in RECORDED_OPTIONS taken from the run's record.
 
     Args:
         options: The options of the coordinator that recovers the run.

@@ -1,4 +1,4 @@
-"""What all tests share: settings of hypothesis, and a world without the developer's settings."""
+"""Shared by all tests: hypothesis settings, hooks of pytest, and isolation from user settings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.s3 import (  # noqa: F401 -- the same
 from tests.support.servers import postgres_server  # noqa: F401 -- the same
 from tests.support.slurm import slurm, slurm_server  # noqa: F401 -- the same
 
-# A deadline would make slow machines fail tests that are right.
+# With a deadline, correct tests would fail on slow machines.
 settings.register_profile(
     "aflow", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
@@ -34,8 +34,8 @@ settings.load_profile("aflow")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# Most tests of these folders take long, and the others share their servers: all are marked `slow`.
-# Elsewhere a slow test has the marker itself.
+# Most tests in these folders are slow, and the others share their servers: all are marked `slow`.
+# In other folders slow tests are marked individually.
 SLOW_FOLDERS = (
     "tests/batch/",
     "tests/docker/",
@@ -49,9 +49,9 @@ SLOW_FOLDERS = (
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Keep garbage collection from looking at the million objects that collecting the tests makes,
-    while it makes them and again in each test: they all stay. What tests make is looked at less
-    often than by default, which takes a fifth of the time of those that hold many objects."""
+    """Exclude the million objects that collecting the tests creates from garbage collection, during
+    the collection and in the tests: they are never freed. Then collect less often than by default:
+    the default takes a fifth of the time of tests with many objects."""
     gc.disable()
     try:
         return (yield)
@@ -63,10 +63,11 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 class _FullCollections:
-    """How much processor time the last full collection has taken.
+    """Measures the processor time of the last full garbage collection.
 
-    Tests import libraries and read descriptions of services that stay as well, until a full
-    collection takes most of a second, of which those that count descriptors make one each.
+    Tests import libraries and load service descriptions that are never freed either. Without
+    freezing them, a full collection would take most of a second, and each test that counts
+    descriptors makes one.
     """
 
     SLOW = 0.03  # seconds
@@ -76,7 +77,7 @@ class _FullCollections:
         self.took = 0.0
 
     def measure(self, phase: str, info: dict[str, int]) -> None:
-        """Be called by the collector, at the start and the stop of each collection."""
+        """Measure a collection. A callback of the collector, at its start and stop."""
         if info["generation"] == 2:
             if phase == "start":
                 self._began = time.thread_time()
@@ -88,8 +89,8 @@ _full_collections = _FullCollections()
 
 
 def pytest_runtest_logfinish() -> None:
-    """Keep the collector from looking again at what has been made so far, where that has become
-    much. Between tests, since what a test has at this moment would never be collected."""
+    """Freeze all existing objects if full collections have become slow. This is done between tests,
+    since objects of a running test would never be freed."""
     if _full_collections.took > _full_collections.SLOW:
         gc.collect()
         gc.freeze()
@@ -98,12 +99,12 @@ def pytest_runtest_logfinish() -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the slow folders, and keep the tests of a file that share a server or a run in one
-    worker of pytest-xdist.
+    """Mark tests in the slow folders, and assign tests of a file that share a server or a run to
+    the same worker of pytest-xdist.
 
-    Tests without a group are handed out one by one, so that each worker would make what a fixture
-    of wider scope in their file makes, and tests of the architecture would parse the same hundreds
-    of files in each worker.
+    Tests without a group are distributed one by one. Each worker would then set up the fixtures of
+    wider scope in their file, and the architecture tests would parse hundreds of files in each
+    worker.
     """
     for item in items:
         if item.nodeid.startswith(SLOW_FOLDERS):
@@ -112,11 +113,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(group))
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)  # after all that pytest writes
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # runs after the summary of pytest
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter,
 ) -> Generator[None, object, object]:
-    """Name the tests that took longer than their budget. The session does not fail for them."""
+    """List the tests that took longer than their budget. They do not fail the session."""
     result = yield
     every = itertools.chain.from_iterable(terminalreporter.stats.values())
     if lines := over_budget(each for each in every if isinstance(each, pytest.TestReport)):
@@ -134,7 +135,7 @@ def _group_of(item: pytest.Item) -> str | None:
     for definitions in fixtures.name2fixturedefs.values() if fixtures else ():
         made = definitions[-1]
         if made.baseid == file and made.scope != "function":
-            # Each parameter of the fixture makes another one: these may be apart.
+            # Each parameter has a separate fixture value: they may be on different workers.
             of = getattr(item, "callspec", None)
             which = of.indices.get(made.argname, 0) if of else 0
             return re.sub(r"\W", "_", f"{file.removeprefix('tests/')} {made.argname} {which}")
@@ -149,7 +150,7 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No setting of the developer's shell or home reaches a test, a fixture of wider scope or the
+    """Hide the settings of the user's shell and home from tests, fixtures of wider scope and the
     processes that they start."""
     with pytest.MonkeyPatch.context() as patch:
         _forget_settings(patch, tmp_path_factory)
@@ -159,7 +160,7 @@ def _own_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _own_world(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No setting that a test has made reaches another one."""
+    """Reset the settings before each test."""
     _forget_settings(monkeypatch, tmp_path_factory)
 
 

@@ -1,7 +1,7 @@
-"""How long one test may take, and which tests took longer.
+"""The time budget of a test, and the tests that exceeded it.
 
-No test fails for its duration, since a busy machine makes every test slow: the session names those
-above the budget at its end.
+No test fails because of its duration, since all tests are slow on a busy machine: the session lists
+those above the budget at its end.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from collections.abc import Iterable
 
 import pytest
 
-BUDGET = 60.0  # seconds; on a quiet machine the slowest test takes about half
+BUDGET = 60.0  # seconds; on an idle machine the slowest test takes about half of it
 
 
 def over_budget(reports: Iterable[pytest.TestReport], budget: float = BUDGET) -> list[str]:
-    """Return a line for each test that took longer than its budget, the slowest first.
+    """Return a line for each test that exceeded its budget, the slowest first.
 
     Args:
         reports: The reports of all phases of all tests.
-        budget: The seconds that setup, call and teardown of a test may take together.
+        budget: The maximum seconds of setup, call and teardown of a test in total.
     """
     tests: dict[str, list[pytest.TestReport]] = defaultdict(list)
     for report in reports:
-        # pytest-xdist adds @GROUP to the name.
+        # pytest-xdist appends @GROUP to the name.
         tests[re.sub(r"@\w+$", "", report.nodeid)].append(report)
     took = {name: sum(phase.duration for phase in phases) for name, phases in tests.items()}
     lines = []

@@ -1,7 +1,7 @@
-"""Real clusters of Dask and Ray on this machine, of two nodes, one of which can be killed.
+"""Real local clusters of Dask and Ray with two nodes, one of which can be killed.
 
-As a program (`python -m tests.support.clusters dask`) it is a cluster, whose threads are not those
-of tests: it prints its address, and kills a node when it reads a line."""
+As a program (`python -m tests.support.clusters dask`) this module runs a cluster, so that its
+threads are not in the test process: it prints its address, and kills a node if it reads a line."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-CPUS = 2  # of each node, which has a GPU besides, as far as these count
-_PATIENT = {"RAY_raylet_start_wait_time_s": "100"}  # on a busy machine
+CPUS = 2  # per node; each node also declares one GPU
+_PATIENT = {"RAY_raylet_start_wait_time_s": "100"}  # for busy machines
 
 
 class Nodes:
-    """A cluster of two nodes in processes of its own."""
+    """A cluster of two nodes in separate processes."""
 
     def __init__(self, kind: str, folder: Path) -> None:
         self._log = folder / "log"
@@ -41,7 +41,7 @@ class Nodes:
                 self.address = line.split()[1]
 
     def said(self) -> str:
-        """What its processes have written."""
+        """Return the log of the cluster's processes."""
         return self._log.read_text()
 
     def lose_a_node(self) -> None:
@@ -51,13 +51,13 @@ class Nodes:
         self._process.stdin.flush()
 
     def close(self) -> None:
-        """End all of it."""
+        """Stop the cluster."""
         self._process.communicate()
 
 
 @contextmanager
 def cluster(kind: str, folder: Path) -> Iterator[Nodes]:
-    """A cluster of two nodes."""
+    """Start a cluster of two nodes, and stop it at the end of the block."""
     nodes = Nodes(kind, folder)
     try:
         yield nodes
@@ -66,7 +66,7 @@ def cluster(kind: str, folder: Path) -> Iterator[Nodes]:
 
 
 def ray() -> None:
-    """Be a cluster of Ray until the standard input ends."""
+    """Run a Ray cluster until stdin is closed."""
     from ray.cluster_utils import Cluster
 
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -78,12 +78,12 @@ def ray() -> None:
 
 
 def dask() -> None:
-    """Be a cluster of Dask until the standard input ends."""
+    """Run a Dask cluster until stdin is closed."""
     import distributed
 
     ways, children = [os.pipe() for _ in range(2)], []
     for number, (readable, writable) in enumerate(ways):
-        # Forked before there is a loop or a thread: what is imported is imported once.
+        # Fork before there is an event loop or a thread, so that modules are imported only once.
         child = os.fork()
         if not child:
             os.close(writable)

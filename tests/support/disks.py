@@ -1,4 +1,4 @@
-"""Small disks, to be filled."""
+"""Small disks for tests that fill them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A disk of this size (`8m`, `100k`) in place of the folder; skips where there is none."""
+    """Mount a disk of this size (`8m`, `100k`) on the folder; skip the test if that fails."""
     if os.geteuid():
         pytest.skip("only root may mount a small disk to fill")
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
@@ -27,7 +27,7 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 
 def fill(folder: Path) -> Path:
-    """Use up the disk of the folder; the file that does. Delete it to have room again."""
+    """Fill the disk of the folder, and return the file that does; delete it to free the space."""
     file = folder / "filler"
     with suppress(OSError), file.open("wb", buffering=0) as filler:
         while filler.write(bytes(4096)):

@@ -1,12 +1,12 @@
-"""Wrappers of ports whose calls fail, or whose caller dies, at a numbered point.
+"""Wrappers of ports that inject a failure, or a crash of the caller, at a numbered point.
 
     points = Points(stop_at=17, how="after")
     store = Failing(store, points, StoreUnavailable)
 
-Each call of any method of any port that shares the points passes one. At the one that is named the
-call fails *before* it has done anything, *after* it has done all of it (its answer is lost), or
-*half* of it is done where it is a call with many things. With `dies` all later calls fail as well:
-what made them is as good as killed.
+Each call of a method of any port that shares the points passes one point. At the chosen point the
+call fails *before* it has any effect, *after* it has completed (its result is lost), or in the
+middle: *half* of the items of a bulk call are processed. With `dies`, all later calls fail as well,
+as if their caller had been killed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ How = Literal["before", "half", "after"]
 
 
 class Killed(Exception):
-    """Who made the call is dead, and does not know it."""
+    """The caller counts as killed: the call has no effect."""
 
 
 class Points:
-    """The points that calls pass, by number from 0."""
+    """The points that calls pass, numbered from 0."""
 
     def __init__(self, stop_at: int | None = None, how: How = "before", dies: bool = True) -> None:
         self.stop_at = stop_at
@@ -34,11 +34,11 @@ class Points:
 
     @property
     def reached(self) -> bool:
-        """Whether the point has been passed that was named."""
+        """Whether the chosen point has been passed."""
         return self.stop_at is not None and len(self.passed) > self.stop_at
 
     def stops(self, name: str) -> bool:
-        """Pass a point: whether it is the one."""
+        """Pass a point, and return whether it is the chosen one."""
         if self.dies and self.reached:
             raise Killed(f"{name}, after {self.passed[-1]}")
         self.passed.append(name)
@@ -46,7 +46,7 @@ class Points:
 
 
 class Failing:
-    """A port. `error` is what it raises where its calls fail and nobody dies."""
+    """A wrapper of a port. `error` is raised at the chosen point, unless the caller dies there."""
 
     def __init__(
         self, port: Any, points: Points, error: type[Exception], but: Sequence[str] = ()
@@ -54,7 +54,7 @@ class Failing:
         self._port = port
         self._points = points
         self._error = error
-        self._but = {"close", *but}  # what is no point
+        self._but = {"close", *but}  # methods that pass no point
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._port, name)
@@ -85,12 +85,12 @@ class Failing:
         return later if inspect.iscoroutinefunction(value) else now
 
     def _refuse_if_dead(self, called: str) -> None:
-        """The answer to a call that was on its way when its caller died reaches nobody."""
+        """Raise Killed if the caller has died during the call: it must not receive the result."""
         if self._points.dies and self._points.reached:
             raise Killed(called)
 
     def _done(self, args: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
-        """The arguments of what is carried out at the point: none, all, or the first half."""
+        """Yield the arguments to process at the point: none, all, or the first half."""
         if self._points.how == "after":
             yield args
         elif self._points.how == "half":

@@ -1,13 +1,13 @@
-"""A server of HTTP that passes on what it is asked, and spoils some of it.
+"""An HTTP proxy that injects faults into some requests.
 
     with FaultyProxy("http://127.0.0.1:9000", seed=1) as proxy:
         proxy.faults.append(Fault("reset", chance=0.1, method="PUT"))
-        ...  # talk to proxy.url; proxy.seen tells what was asked, and what became of it
+        ...  # send requests to proxy.url; proxy.seen lists the requests and their faults
 
-Heads and bodies are passed on as they are, so that signatures hold. What is spoiled is drawn at
-random from the seed. The second request that a fault is for is always spoiled, so that no test
-passes because nothing happened. Of the requests for one target at most six are spoiled at random,
-and three in a row, so that no client that tries eight times fails by luck, however many others ask.
+Headers and bodies are forwarded unchanged, so that signatures remain valid. The faulty requests are
+chosen at random from the seed. The second request that matches a fault always gets it, so that no
+test passes because no fault happened. At most six requests for one target, and three in a row, get
+random faults, so that a client that tries eight times never fails by chance.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ _HOP_BY_HOP = frozenset({"connection", "expect", "keep-alive", "transfer-encodin
 
 @dataclass
 class Fault:
-    """What goes wrong, and with which requests (`method` and `target` are regular expressions, the
-    latter for a part of path?query), how often (`chance`), and at most how many `times`.
+    """A kind of fault, the requests that can get it (`method` and `target` are regular expressions;
+    `target` is searched in path?query), its probability (`chance`) and maximum number (`times`).
 
-    answer   `status` and `code`, as S3 says them; the server is not asked
-    reset    the connection is reset, before the server is asked
-    lost     the server does what it was asked, and the connection is reset before it answers
-    cut      the answer's body ends in the middle, and the connection is closed
-    flipped  one bit of the answer's body is another one
+    answer   the response is an error of S3 with `status` and `code`; nothing is forwarded
+    reset    the connection is reset before the request is forwarded
+    lost     the server processes the request, and the connection is reset before the response
+    cut      the response's body ends in the middle, and the connection is closed
+    flipped  one bit of the response's body is flipped
     dropped  the connection is reset in the middle of the request's body
-    late     it takes `seconds` longer
+    late     the response takes `seconds` longer
     """
 
     kind: Kind
@@ -59,7 +59,7 @@ class Fault:
     hits: int = field(default=0, init=False)
 
     def strikes(self, method: str, target: str, lot: float) -> bool:
-        """Whether this request is spoiled."""
+        """Return whether this request gets the fault."""
         if not re.fullmatch(self.method, method) or not re.search(self.target, target):
             return False
         self.met += 1
@@ -70,7 +70,7 @@ class Fault:
 
 
 class Seen(NamedTuple):
-    """A request, and what was done to it: "" where nothing was."""
+    """A request and the kind of its fault; "" if it had none."""
 
     method: str
     target: str
@@ -78,9 +78,10 @@ class Seen(NamedTuple):
 
 
 class FaultyProxy:
-    """A proxy before the server at `upstream`, in a thread of its own, for any processes.
+    """A proxy in front of the server at `upstream`, in a separate thread.
 
-    With `deaf` it takes the conditions off from all requests, as servers do that do not know them.
+    With `deaf` it removes the conditions (If-Match, If-None-Match) from all requests, like servers
+    that do not support them.
     """
 
     def __init__(self, upstream: str, *, seed: int = 0, deaf: bool = False) -> None:
@@ -90,8 +91,8 @@ class FaultyProxy:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="faulty")
         self._closing = asyncio.Event()
-        self._rows = Counter[tuple[str, str]]()  # how many were spoiled one after the other
-        self._spoiled = Counter[tuple[str, str]]()  # how many were spoiled
+        self._rows = Counter[tuple[str, str]]()  # consecutive faults by method and target
+        self._spoiled = Counter[tuple[str, str]]()  # all faults by method and target
         self.faults: list[Fault] = []
         self.seen: list[Seen] = []
         self.url = ""
@@ -113,7 +114,7 @@ class FaultyProxy:
         self._loop.close()
 
     def requests(self, method: str = ".*", target: str = "") -> list[Seen]:
-        """Those that were seen and are meant."""
+        """Return the requests so far whose method and target match the regular expressions."""
         return [
             each
             for each in self.seen
@@ -164,7 +165,7 @@ class FaultyProxy:
         return await self._passed_on(request, body, kind)
 
     async def _until_closed(self, seconds: float) -> None:
-        """Let the time pass, unless the proxy is to close."""
+        """Wait for this time, or until the proxy is closing."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._closing.wait(), seconds)
 
@@ -216,13 +217,13 @@ def _refusal(method: str, fault: Fault) -> web.Response:
     return web.Response(
         status=fault.status,
         content_type="application/xml",
-        headers={"x-amzn-errortype": fault.code},  # where the services say it that answer in JSON
+        headers={"x-amzn-errortype": fault.code},  # the error code for services that use JSON
         text="" if method == "HEAD" else text,
     )
 
 
 def _reset(request: web.BaseRequest) -> web.StreamResponse:
-    """End the connection with a reset."""
+    """Close the connection with a TCP reset."""
     if request.transport is not None:
         sock = request.transport.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

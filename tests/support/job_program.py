@@ -1,7 +1,7 @@
-"""The program of jobs in the contract of job systems: writes which job it is, and does its action.
+"""The program of jobs in the contract tests of job systems: writes its place, then runs its action.
 
-ACTION is `end` (with exit code 0), `fail` (with 3), `wait` (until it is asked to stop, which it
-does with 0) or `ignore` (until it is asked to stop, which kills it).
+ACTION is `end` (exit with code 0), `fail` (exit with 3), `wait` (until SIGTERM, then exit with 0)
+or `ignore` (until a signal kills it).
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""A stand-in for a cluster of Kubernetes: what aflow uses of the API server, a controller of
-Indexed Jobs, and pods that really run, as processes of this machine.
+"""A stand-in for a Kubernetes cluster: the part of the API server that aflow uses, a controller of
+Indexed Jobs, and pods that really run, as local processes.
 
-The API server knows namespaces, names, uids, resource versions, label and field selectors, pages
+The API server supports namespaces, names, uids, resource versions, label and field selectors, pages
 of lists (`limit`, `continue`), dry runs, merge patches, immutable fields, quotas, tokens, and the
-schema of each kind (kubernetes-validate, strict). The controller knows completions, parallelism,
-backoffLimit, backoffLimitPerIndex, podFailurePolicy by conditions, activeDeadlineSeconds, and that
-a finished pod is accounted for before it goes. Written after the public documentation (Jobs, pod
-failure policy, API concepts, disruptions): no real cluster was asked.
+schema of each kind (kubernetes-validate, strict). The controller supports completions, parallelism,
+backoffLimit, backoffLimitPerIndex, podFailurePolicy by conditions and activeDeadlineSeconds, and
+counts a finished pod before it is removed. It follows the public documentation (Jobs, pod failure
+policy, API concepts, disruptions) and was not compared with a real cluster.
 
-What goes wrong is asked for by methods (`evict`, `lose_node`, `use_up_memory`, `answer_with`), or
-by what a pod names: the image `no-such-image`, a node selector that no node has.
+Tests cause faults by methods (`evict`, `lose_node`, `use_up_memory`, `answer_with`), or by the spec
+of a pod: the image `no-such-image`, a node selector that matches no node.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ KINDS = {
     "persistentvolumeclaims": "PersistentVolumeClaim", "deployments": "Deployment",
 }  # fmt: skip
 NODES = {"node-a": {"zone": "a"}, "node-b": {"zone": "b"}}
-GPU, GPUS = "nvidia.com/gpu", 2  # of each node
+GPU, GPUS = "nvidia.com/gpu", 2  # per node
 LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?\Z")
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?\Z")
 IMMUTABLE = ("completions", "selector", "template", "completionMode", "podFailurePolicy",
@@ -51,7 +51,7 @@ IMMUTABLE = ("completions", "selector", "template", "completionMode", "podFailur
 
 
 class Fault(Exception):
-    """An answer that is an error."""
+    """An error response."""
 
     def __init__(self, code: int, reason: str, message: str) -> None:
         super().__init__(message)
@@ -70,7 +70,7 @@ def now() -> str:
 
 
 class Pod:
-    """A pod of the controller: the object, and its process."""
+    """A pod of the controller: its object and its process."""
 
     def __init__(self, body: Object, job: Job, index: int) -> None:
         self.body, self.job, self.index = body, job, index
@@ -78,7 +78,7 @@ class Pod:
         self.log = b""
         self.killed_for = ""
         self.is_over = False
-        self.gpus: list[int] = []  # of its node
+        self.gpus: list[int] = []  # the numbers of the node's GPUs that it has
 
     @property
     def name(self) -> str:
@@ -90,7 +90,7 @@ class Pod:
 
 
 class Job:
-    """A Job, as the controller sees it."""
+    """The controller's state of a Job."""
 
     def __init__(self, body: Object) -> None:
         self.body = body
@@ -107,8 +107,8 @@ class Job:
 
 
 class Cluster:
-    """The stand-in, which serves in a thread of its own. `calls` are those that it was asked, as
-    pairs of a method and a path without a query."""
+    """The stand-in, which serves in a separate thread. `calls` are all requests, as pairs of method
+    and path without query."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -122,11 +122,11 @@ class Cluster:
         self.forbidden: set[tuple[str, str]] = set()  # method and plural
         self.namespaces = {"default", "ml"}
         self._faults: list[int] = []
-        self._pages: dict[str, list[Object]] = {}  # what is left of lists, by their tokens
-        self._forgotten = 0  # how many of the next tokens are too old
+        self._pages: dict[str, list[Object]] = {}  # the remaining items of lists, by token
+        self._forgotten = 0  # how many of the next tokens are rejected as too old
         self._version = 0
         self._running = 0
-        self._gpus = {name: [*range(GPUS)] for name in NODES}  # those that are free
+        self._gpus = {name: [*range(GPUS)] for name in NODES}  # the free GPUs by node
         self._pulse = asyncio.Event()
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -140,7 +140,7 @@ class Cluster:
         self.write_config()
 
     def write_config(self, token: str | None = None, **context: str) -> Path:
-        """A kubeconfig of this cluster."""
+        """Write a kubeconfig for this cluster, and return its path."""
         path = self.folder / "kubeconfig"
         path.write_text(json.dumps({
             "apiVersion": "v1", "kind": "Config", "current-context": "test",
@@ -159,15 +159,15 @@ class Cluster:
         self._loop.close()
 
     def clear(self) -> None:
-        """End all pods, and forget all that tests have made."""
+        """Kill all pods, and remove all objects."""
         self._do(self._clear())
 
     def make(self, plural: str, name: str, namespace: str = "default", **fields: Any) -> None:
-        """An object that is there."""
+        """Create an object."""
         self._do(self._made(plural, namespace, {"metadata": {"name": name}, **fields}))
 
     def listed(self, plural: str, namespace: str = "default") -> list[Object]:
-        """All objects of a kind."""
+        """Return all objects of a kind."""
         return [
             json.loads(json.dumps(each))
             for (kind, where, _), each in [*self.objects.items()]
@@ -175,22 +175,22 @@ class Cluster:
         ]
 
     def phases(self) -> Counter[str]:
-        """How many pods are in which phase."""
+        """Return the number of pods in each phase."""
         return Counter(pod["status"]["phase"] for pod in self.listed("pods"))
 
     def running(self) -> list[str]:
-        """The names of pods that run."""
+        """Return the names of the running pods."""
         pods = self.listed("pods")
         return sorted(
             p["metadata"]["name"] for p in pods if p["status"]["phase"] == "Running"
         )  # fmt: skip
 
     def answer_with(self, code: int, times: int) -> None:
-        """Answer the next calls so."""
+        """Respond to the next requests with this status code."""
         self._faults += [code] * times
 
     def forget_lists(self, times: int) -> None:
-        """Have the tokens of the next pages be too old, as after a compaction."""
+        """Reject the `continue` tokens of the next pages as too old, as after a compaction."""
         self._forgotten = times
 
     def answer_truly(self) -> None:
@@ -201,15 +201,15 @@ class Cluster:
         self._do(self._disrupt(name, "EvictionByEvictionAPI", signal.SIGTERM))
 
     def lose_node(self, name: str) -> None:
-        """The node of a pod is gone, and the pod with it."""
+        """Simulate the loss of a pod's node: the pod is killed."""
         self._do(self._disrupt(name, "DeletionByPodGC", signal.SIGKILL))
 
     def use_up_memory(self, name: str) -> None:
-        """The kernel kills a pod that has used up its memory."""
+        """Simulate the kernel's OOM killer: the pod is killed."""
         self._do(self._kill(name, "OOMKilled"))
 
     def delete(self, plural: str, name: str, namespace: str = "default") -> None:
-        """What `kubectl delete` does."""
+        """Delete an object as `kubectl delete` does."""
         self._do(self._deleted(plural, namespace, name))
 
     def _do(self, call: Any) -> Any:
@@ -264,7 +264,7 @@ class Cluster:
             if self._faults:
                 code = self._faults.pop(0)
                 raise Fault(code, "InternalError", "etcdserver: request timed out")
-            if "discovery" in request.match_info:  # kubectl keeps tokens from plain HTTP
+            if "discovery" in request.match_info:  # kubectl sends no token over plain HTTP
                 return await handler(request)
             if request.headers.get("Authorization") != f"Bearer {self.token}":
                 raise Fault(401, "Unauthorized", "Unauthorized")
@@ -301,7 +301,7 @@ class Cluster:
             self._forgotten = max(0, self._forgotten - 1)
             words = "The provided continue parameter is too old to display a consistent list result"
             raise Fault(410, "Expired", words)
-        else:  # the list is that of the first page, whatever has happened since
+        else:  # all pages are of the list at the time of the first
             found = self._pages[token]
         end = int(request.query.get("limit") or len(found) or 1)
         metadata: Object = {"resourceVersion": str(self._version)}
@@ -432,7 +432,7 @@ class Cluster:
             )
 
     def _sync(self, job: Job) -> None:
-        """Start the pods that are to be there, and say how the Job is."""
+        """Start missing pods, and update the status of the Job."""
         if job.is_over:
             return
         size = job.spec["completions"]
@@ -515,7 +515,7 @@ class Cluster:
         return True
 
     def _account(self, pod: Pod) -> None:
-        """A pod has ended: count it, and let it go if it was deleted."""
+        """Count a pod that has finished, and remove it if it was deleted."""
         job, metadata = pod.job, pod.body["metadata"]
         metadata["finalizers"] = []
         if metadata.get("deletionTimestamp"):
@@ -574,7 +574,7 @@ class Cluster:
         return "deletionTimestamp" in pod.body["metadata"]
 
     async def _changed(self) -> None:
-        """Wait until something has happened for which pods may wait."""
+        """Wait for the next change that pending pods may be waiting for."""
         await self._pulse.wait()
 
     def _wake(self) -> None:
@@ -582,7 +582,7 @@ class Cluster:
         self._pulse = asyncio.Event()
 
     async def _scheduled(self, pod: Pod) -> str | None:
-        """The node on which it may run; None where it is deleted before."""
+        """Wait until the pod fits on a node, and return that; None if the pod is deleted before."""
         wanted = pod.body["spec"].get("nodeSelector") or {}
         fitting = [
             name for name, labels in NODES.items() if wanted.items() <= labels.items()
@@ -680,7 +680,7 @@ class Cluster:
                     pod.process.send_signal(signum)
                 else:
                     os.killpg(pod.process.pid, signum)
-            except ProcessLookupError:  # it has ended
+            except ProcessLookupError:  # it has exited
                 pass
 
     def _delete_pod(self, pod: Pod, signum: int = signal.SIGTERM) -> None:
@@ -709,7 +709,7 @@ class Cluster:
         return next(each for each in self.pods.values() if each.name == name)
 
 
-# ------------------------------------------------------------------ what kubectl asks for
+# ------------------------------------------------------------------ discovery, for kubectl
 
 GROUPS = {
     "": ["pods", "secrets", "configmaps", "services", "serviceaccounts", "events",
@@ -722,7 +722,7 @@ GROUPS = {
 
 
 async def _discovery(request: web.Request) -> web.Response:
-    """Which groups there are, and which kinds are in one."""
+    """Return the API groups, or the kinds of one group."""
     asked = request.match_info["discovery"]
     if asked == "api":
         return web.json_response({"kind": "APIVersions", "versions": ["v1"]})
@@ -748,11 +748,11 @@ async def _discovery(request: web.Request) -> web.Response:
     )
 
 
-# ------------------------------------------------------------------ what a real one checks
+# ------------------------------------------------------------------ validation
 
 
 def _check(body: Object, kind: str) -> None:
-    import kubernetes_validate  # takes a while, and few tests need it
+    import kubernetes_validate  # lazy: the import is slow, and few tests need it
 
     if body.get("kind") != kind:
         raise Fault(400, "BadRequest", f"the kind is {body.get('kind')}, not {kind}")
@@ -784,7 +784,8 @@ def _check(body: Object, kind: str) -> None:
 
 
 def _selector(text: str) -> Callable[[Object], bool]:
-    """Whether labels are selected: `key`, `key=value`, `key in (a,b)`, with commas between."""
+    """Return the predicate of a label selector: `key`, `key=value`, `key in (a,b)`, separated by
+    commas."""
     parts = re.findall(r"[^,(]+(?:\([^)]*\))?", text)
 
     def takes(labels: Object) -> bool:
@@ -829,7 +830,7 @@ def _merge(body: Object, change: Object) -> None:
 
 
 def _action(job: Job, pod: Pod) -> str:
-    """What the Job's policy says of a pod that has failed."""
+    """Return the action of the Job's podFailurePolicy for a failed pod."""
     types = {each["type"] for each in pod.status["conditions"] if each["status"] == "True"}
     for rule in (job.spec.get("podFailurePolicy") or {}).get("rules") or ():
         if types & {each["type"] for each in rule.get("onPodConditions") or ()}:
@@ -859,7 +860,7 @@ def _is_owned(body: Object, owner: Object) -> bool:
 
 @pytest.fixture(scope="session")
 def kubernetes_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A stand-in that all tests of this process share."""
+    """The stand-in that all tests of this process share."""
     made = Cluster(tmp_path_factory.mktemp("kubernetes"))
     made.start()
     yield made
@@ -868,7 +869,7 @@ def kubernetes_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clus
 
 @pytest.fixture
 def kubernetes(kubernetes_server: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """The same, for a test that is to find it by its kubeconfig; it leaves nothing there."""
+    """The stand-in, with its kubeconfig in the environment; all objects are removed afterwards."""
     monkeypatch.setenv("KUBECONFIG", str(kubernetes_server.write_config()))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     yield kubernetes_server

@@ -1,6 +1,6 @@
-"""The metadata service for Metaflow that others have published (metaflow-local-service), where the
-environment of Metaflow (.peer) has it. It numbers runs and tasks itself, and keeps what it is
-sent as it is."""
+"""The third-party metadata service for Metaflow (metaflow-local-service), if it is installed in the
+environment of Metaflow (.peer). It assigns the ids of runs and tasks, and stores requests
+unchanged."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ uvicorn.run(create_app(sys.argv[1]), fd=int(sys.argv[2]), log_level="warning")
 
 @contextmanager
 def local_service(peer: Path, folder: Path) -> Iterator[str]:
-    """Its address, while it runs over this folder."""
+    """Run the service with its data in this folder, and yield its URL."""
     looked = subprocess.run([peer, "-c", "import metaflow_local_service"], capture_output=True)
     if looked.returncode != 0:
         pytest.skip("metaflow-local-service is not installed beside Metaflow: run scripts/peer")
     folder.mkdir()
-    # It is given a socket that listens, so that what calls it waits until it has started.
+    # The service inherits a listening socket, so that requests wait until it has started.
     with socket.create_server(("127.0.0.1", 0)) as door, (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [peer, "-c", _SERVE, str(folder), str(door.fileno())],

@@ -1,9 +1,9 @@
-"""A plugin of pytest that says which lines of the pure packages their unit tests run.
+"""A plugin of pytest that measures the coverage of the pure packages by their unit tests.
 
-It measures within a run of all tests, in each worker of pytest-xdist, and the unit tests of these
-packages alone: the others would be slower, and would hide what no unit test shows.
+It works within a run of all tests, in each worker of pytest-xdist, but measures only the unit tests
+of these packages: measuring all tests would be slower and hide lines that no unit test covers.
 `-p tests.support.measured` imports this module before anything imports aflow; `scripts/coverage`
-reports what it has written down.
+reports the results.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _coverage = Coverage(
 
 
 def _import_all() -> None:
-    """Run what these modules do at their import, which tests find done."""
+    """Import the measured modules, since most are imported before their tests run."""
     for file in sorted(ROOT.glob("aflow/**/*.py")):
         name = file.relative_to(ROOT).as_posix()
         if any(fnmatch.fnmatchcase(name, each) for each in PURE):
@@ -60,8 +60,8 @@ _coverage.stop()
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Measure the tests of the pure packages, but for those of random values: whether these run a
-    line is luck, and they take the most time."""
+    """Measure the tests of the pure packages, except those of hypothesis: they cover lines by
+    chance, and take the most time."""
     if not item.nodeid.startswith(SHOWN_BY) or item.get_closest_marker("hypothesis"):
         return (yield)
     _coverage.start()
@@ -72,5 +72,5 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
 
 
 def pytest_sessionfinish() -> None:
-    """Write down what was run."""
+    """Save the coverage data."""
     _coverage.save()

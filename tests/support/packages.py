@@ -1,4 +1,4 @@
-"""Small packages for tests of environments: wheels, sources, an index, a channel of conda."""
+"""Small packages for tests of environments: wheels, sources, an index, a conda channel."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def make_wheel(
     tag: str = "py3-none-any",
     scripts: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write a wheel of a module with this name, which says its `__version__`; a pure one, unless
-    the tag says otherwise."""
+    """Write a wheel with one module of this name that has a `__version__`. It is a pure Python
+    wheel unless `tag` is given."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{version}-{tag}.whl"
     info = f"{name}-{version}.dist-info"
@@ -63,7 +63,7 @@ def make_wheel(
 
 
 def make_index(folder: Path, name: str, version: str, *, tag: str = "py3-none-any") -> None:
-    """Write a simple index that has one wheel, as files."""
+    """Write a simple index with one wheel, as files."""
     wheel = make_wheel(folder / name, name, version, tag=tag)
     (folder / name / "index.html").write_text(f'<a href="{wheel.name}">{wheel.name}</a>')
 
@@ -109,8 +109,8 @@ def make_source(
     during: str = "pass",
     tag: str = "py3-none-any",
 ) -> Path:
-    """Write a project that builds itself, without any other package; `during` is what it does while
-    it builds its wheel."""
+    """Write a project with its own build backend, which needs no other package. `during` is a
+    statement that is executed while the wheel is built."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "pyproject.toml").write_text(
         f'[project]\nname = "{name}"\nversion = "{version}"\n'
@@ -137,7 +137,7 @@ def make_sdist(
 
 
 def make_repository(folder: Path) -> str:
-    """Make a git repository of a folder, with one commit; its commit."""
+    """Create a git repository with one commit in a folder, and return the commit's id."""
     git = ["git", "-C", os.fspath(folder), "-c", "user.name=t", "-c", "user.email=t@example.com"]
     for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "first"]):
         subprocess.run([*git, *words], check=True)
@@ -147,8 +147,8 @@ def make_repository(folder: Path) -> str:
 
 @contextmanager
 def index_of(folder: Path, user: str, password: str) -> Iterator[str]:
-    """Serve the wheels of a folder as a simple index that lets only this user in; its URL, without
-    credentials."""
+    """Serve the wheels of a folder as a simple index that requires these credentials. Yields the
+    URL without credentials."""
     credentials = base64.b64encode(f"{user}:{password}".encode()).decode()
 
     class Handler(http.server.SimpleHTTPRequestHandler):
@@ -169,7 +169,7 @@ def index_of(folder: Path, user: str, password: str) -> Iterator[str]:
             self.wfile.write("".join(f'<a href="/{each}">{each}</a>' for each in found).encode())
 
         def log_message(self, *args: object) -> None:
-            """Nothing."""
+            """Log nothing."""
 
     served = functools.partial(Handler, directory=os.fspath(folder))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), served)
@@ -194,7 +194,7 @@ def make_conda_package(
     depends: Sequence[str] = (),
     links: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a package of conda into a channel, which is to be indexed then."""
+    """Write a conda package into a channel, which must be indexed afterwards."""
     (channel / subdir).mkdir(parents=True, exist_ok=True)
     index = {"name": name, "version": version, "build": "0", "build_number": 0,
              "depends": [*depends], "subdir": subdir}  # fmt: skip
@@ -223,7 +223,7 @@ def make_conda_package(
 
 
 def make_channel(channel: Path, subdir: str) -> None:
-    """A channel with this Python as a package, and `ctiny` in two versions."""
+    """Create a channel with the running Python as a package, and two versions of `ctiny`."""
     import rattler.index
 
     base = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
@@ -247,7 +247,7 @@ def make_channel(channel: Path, subdir: str) -> None:
 
 
 def another_python() -> str | None:
-    """The version of another Python of this machine than the one that runs the tests."""
+    """Return the version of an installed Python other than the running one, or None."""
     own = "{}.{}".format(*sys.version_info[:2])
     for minor in ("3.13", "3.12", "3.14", "3.11"):
         if minor != own:

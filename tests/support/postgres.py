@@ -11,6 +11,6 @@ _numbers = itertools.count()
 
 
 def new_schema(server: Server) -> str:
-    """The URL of metadata in which nothing has been yet."""
+    """Return the URL of a metadata store in a new schema."""
     schema = f"test_{os.getpid()}_{next(_numbers)}"
     return f"postgresql://aflow:secret@127.0.0.1:{server.port}/postgres?schema={schema}"

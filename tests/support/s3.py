@@ -1,4 +1,4 @@
-"""A bucket on a private stand-in for S3, one server a test session, one bucket a test."""
+"""Buckets on private stand-ins for S3: one server per test session, one bucket per test."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _numbers = itertools.count()
 
 
 class S3Bucket:
-    """An empty bucket; `url` is what aflow takes."""
+    """An empty bucket; `url` is the datastore URL for aflow."""
 
     def __init__(self, server: Server) -> None:
         self.endpoint = f"http://127.0.0.1:{server.port}"
@@ -32,7 +32,7 @@ class S3Bucket:
         self._make()
 
     def _make(self) -> None:
-        """Make the bucket; a server that has just been started may want to be asked again."""
+        """Create the bucket, with retries: a server that has just started may fail at first."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         store, name = self.store(), self.name
@@ -53,7 +53,7 @@ class S3Bucket:
                 return
 
     def store(self, url: str | None = None) -> S3Store:
-        """A store in the bucket, closed when the test is over."""
+        """Return a store in the bucket. It is closed at the end of the test."""
         from aflow.storage.s3 import S3Store
 
         store = S3Store(url or self.url)
@@ -61,7 +61,7 @@ class S3Bucket:
         return store
 
     def names(self) -> list[str]:
-        """All keys of the bucket."""
+        """Return all keys of the bucket."""
         name = self.name
         answer = self._stores[0]._portal.call(lambda s3: s3.list_objects_v2(Bucket=name))
         return [each["Key"] for each in answer.get("Contents", ())]
@@ -73,7 +73,7 @@ class S3Bucket:
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The stand-in."""
+    """The stand-in for S3 (moto)."""
     server = moto_server(Path(tmp_path_factory.mktemp("moto")))
     yield server
     server.kill()
@@ -91,7 +91,7 @@ def s3_bucket(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3
 
 @pytest.fixture(scope="session")
 def strict_s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that takes S3 as seriously as AWS does."""
+    """A strict S3 server, which checks signatures and conditions as AWS does (SeaweedFS)."""
     server = seaweed_server(Path(tmp_path_factory.mktemp("seaweedfs")))
     yield server
     server.kill()
@@ -99,7 +99,7 @@ def strict_s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
 
 @pytest.fixture
 def strict_bucket(strict_s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Bucket]:
-    """An empty bucket there, and credentials for it in the environment."""
+    """An empty bucket on the strict server, and credentials for it in the environment."""
     for name, value in ACCESS.items():
         monkeypatch.setenv(name, value)
     bucket = S3Bucket(strict_s3_server)

@@ -1,7 +1,7 @@
-"""Private servers for tests: on free ports, in temporary folders, gone with the test session.
+"""Private servers for tests: on free ports, in temporary folders, stopped with the test session.
 
-Where a server is not installed, the test that wants it is skipped and says so; with
-AFLOW_TEST_SERVERS=required in the environment, as in continuous integration, it fails.
+If a server is not installed, tests that need it are skipped; with AFLOW_TEST_SERVERS=required in
+the environment, as in continuous integration, they fail.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ import pytest
 from aflow.testing.chaos import free_port as free_port  # for tests of servers
 from tests.support.waiting import PATIENCE, select_nothing
 
-# Read before tests take the developer's settings away.
+# Read before the fixtures hide the user's settings.
 _REQUIRED = os.environ.get("AFLOW_TEST_SERVERS") == "required"
 _POSTGRES = [*sorted(Path("/usr/lib/postgresql").glob("*/bin")), Path("/usr/bin")]
 
 
 class Server:
-    """A process that serves on a port of this machine. It can be killed and started again, with
-    the same port and the same data."""
+    """A server process on a local port. It can be killed and restarted with the same port and the
+    same data."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Server:
-        """Start it, and wait until it answers."""
+        """Start the server, and wait until it responds."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/"
@@ -70,7 +70,7 @@ class Server:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def kill(self, signum: signal.Signals = signal.SIGKILL) -> None:
-        """End it; what it had in memory is lost, unless the signal says otherwise."""
+        """Kill the server, or send it another signal, and wait until it has exited."""
         if self._process is not None:
             self._process.send_signal(signum)
             self._process.wait(PATIENCE)
@@ -78,7 +78,7 @@ class Server:
 
 
 def free_ports(count: int) -> list[int]:
-    """So many ports that nobody uses now, each another one."""
+    """Return this many distinct ports that are free at the moment."""
     ports = set[int]()
     while len(ports) < count:
         ports.add(free_port())
@@ -86,14 +86,14 @@ def free_ports(count: int) -> list[int]:
 
 
 def missing(what: str) -> NoReturn:
-    """There is no such server here."""
+    """Skip the test because a server is not installed, or fail it if servers are required."""
     if _REQUIRED:
         pytest.fail(f"{what} is not installed, and AFLOW_TEST_SERVERS says that it has to be")
     pytest.skip(f"{what} is not installed")
 
 
 def redis_server(folder: Path, *options: str) -> Server:
-    """A Redis server that keeps its data in an append-only file."""
+    """Start a Redis server with an append-only file."""
     program = shutil.which("redis-server")
     if program is None:
         missing("redis-server")
@@ -104,12 +104,12 @@ def redis_server(folder: Path, *options: str) -> Server:
 
 
 def start_postgres(folder: Path) -> Server:
-    """A PostgreSQL server with the user `aflow` and the password `secret`."""
+    """Start a PostgreSQL server with the user `aflow` and the password `secret`."""
     programs = next((each for each in _POSTGRES if (each / "initdb").exists()), None)
     if programs is None:
         missing("PostgreSQL")
     data = folder / "data"
-    # It refuses to run as root.
+    # PostgreSQL refuses to run as root.
     as_nobody = []
     if os.getuid() == 0:
         as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
@@ -140,8 +140,8 @@ def start_postgres(folder: Path) -> Server:
 
 @contextmanager
 def postgres_for_one() -> Iterator[Server]:
-    """A PostgreSQL server for somebody who stops and starts it."""
-    # Not below pytest's folder, which every session that begins closes to all other users.
+    """Start a separate PostgreSQL server, for tests that stop and restart it."""
+    # Not below pytest's folder: each new session makes that inaccessible to other users.
     folder = Path(tempfile.mkdtemp(prefix="aflow-postgres-"))
     try:
         server = start_postgres(folder)
@@ -162,7 +162,7 @@ def postgres_server() -> Iterator[Server]:
 
 @contextmanager
 def new_database(server: Server) -> Iterator[str]:
-    """The URL of an empty database; it is dropped afterwards, with its connections."""
+    """Create an empty database, yield its URL, and drop it with its connections."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     _psql(server, f"CREATE DATABASE {name}")
     try:
@@ -173,8 +173,8 @@ def new_database(server: Server) -> Iterator[str]:
 
 @contextmanager
 def pgbouncer(database: str) -> Iterator[str]:
-    """The URL of this database behind a PgBouncer that hands each transaction to another
-    connection, and takes no settings of connections."""
+    """Yield the URL of a database behind a PgBouncer in transaction pooling mode, which does not
+    support connection settings."""
     program = shutil.which("pgbouncer")
     if program is None:
         missing("pgbouncer")
@@ -211,7 +211,7 @@ def _psql(server: Server, command: str) -> None:
 
 
 def seaweed_server(folder: Path) -> Server:
-    """SeaweedFS: an S3 server that checks signatures, digests and conditions, and keeps its
+    """Start SeaweedFS: an S3 server that checks signatures, digests and conditions, and stores its
     objects on disk. Its only user is ACCESS of tests/support/s3.py."""
     program = Path(sys.executable).with_name("weed")
     if not program.exists():
@@ -236,13 +236,13 @@ def seaweed_server(folder: Path) -> Server:
 
 
 def moto_server(folder: Path) -> Server:
-    """moto's stand-in for AWS: any credentials are good."""
+    """Start moto, a stand-in for AWS that accepts any credentials."""
     try:
         import moto.server  # noqa: F401 -- looked for, not used
     except ImportError:
         missing("moto[server]")
     port = free_port()
-    # A third of its time goes into garbage collection otherwise: moto is a large heap that stays.
+    # By default, garbage collection takes a third of moto's time: its large heap is permanent.
     program = "import gc; gc.set_threshold(50_000, 50, 50); import moto.server as m; m.main()"
     command = [sys.executable, "-c", program, "-H", "127.0.0.1", "-p", str(port)]
     return Server("moto", command, port, folder / "moto.log").start()

@@ -1,4 +1,4 @@
-"""The metadata service in a thread of the test's own process."""
+"""The metadata service in a thread of the test process."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from aflow.server.metaflow.database import open_database
 
 
 class InThread:
-    """A service over the database at a URL, on a port of this machine. One that is not `own`
-    speaks Metaflow's language alone."""
+    """A metadata service on a local port, with the database at a URL. Without `own` it has only the
+    routes of Metaflow's service."""
 
     def __init__(self, url: str, keys: Sequence[str] = (), port: int = 0, own: bool = True) -> None:
         self._store = open_metadata(url, "process") if own else None
@@ -50,29 +50,29 @@ class InThread:
 
     @property
     def url(self) -> str:
-        """Its address."""
+        """The URL of the service."""
         return f"http://127.0.0.1:{self._port}"
 
     @property
     def port(self) -> int:
-        """Its port."""
+        """The port of the service."""
         return self._port
 
     def stop(self) -> None:
-        """End it, and wait for that."""
+        """Stop the service, and wait until it has stopped."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(30)
 
 
 class ServedMetadata(ServiceMetadata):
-    """The store over HTTP, and the service that it talks to."""
+    """A ServiceMetadata together with the service that it uses."""
 
     def __init__(self, url: str) -> None:
         self._service = InThread(url)
         super().__init__(self._service.url, {}, SystemClock())
 
     def close(self) -> None:
-        """Close the store, and end the service."""
+        """Close the store, and stop the service."""
         super().close()
         self._service.stop()

@@ -1,4 +1,4 @@
-"""A Slurm of two nodes on this machine: munged, slurmctld and slurmd, all in one folder."""
+"""A local Slurm cluster of two nodes: munged, slurmctld and slurmd, all in one folder."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ PartitionName=shut Nodes=ALL MaxTime=60 State=INACTIVE
 
 
 def reason_for_none() -> str | None:
-    """Why no Slurm can be started here; None where one can."""
+    """Return why Slurm cannot be started on this machine; None if it can."""
     path = os.environ.get("PATH", "") + os.pathsep + "/usr/sbin"
     missing = [each for each in DAEMONS if shutil.which(each, path=path) is None]
     if missing:
@@ -74,7 +74,7 @@ def reason_for_none() -> str | None:
 
 
 class Slurm:
-    """The daemons. `environment` is what the commands of Slurm have to know of them."""
+    """The daemons. `environment` has the variables with which Slurm's commands find them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -82,7 +82,7 @@ class Slurm:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> None:
-        """Start all of them, and wait until both nodes are idle."""
+        """Start all daemons, and wait until both nodes are idle."""
         for each in ("state", "spool-n1", "spool-n2"):
             (self.folder / each).mkdir()
         os.chmod(self.folder, 0o755)
@@ -93,7 +93,7 @@ class Slurm:
         host = socket.gethostname().partition(".")[0]
         text = CONFIGURATION.format(host=host, user="root", folder=self.folder, **ports)
         (self.folder / "slurm.conf").write_text(text)
-        # Devices that there are: Slurm only counts them, and says to jobs which are theirs.
+        # Existing devices in place of GPUs: Slurm only counts them and assigns them to jobs.
         devices = zip(("n1", "n2"), ("/dev/null", "/dev/zero"), strict=True)
         gres = "".join(f"NodeName={node} Name=gpu File={file}\n" for node, file in devices)
         (self.folder / "gres.conf").write_text(gres)
@@ -114,7 +114,7 @@ class Slurm:
         return self.query("sinfo", "-h", "-N", "-p", "main", "-o", "%t") == "idle\nidle"
 
     def start_controller(self) -> None:
-        """Start slurmctld with what it has saved."""
+        """Start slurmctld with its saved state."""
         self._spawn("slurmctld", "-D")
 
     def start_node(self, node: str) -> None:
@@ -128,20 +128,20 @@ class Slurm:
         process.wait()
 
     def end_controller(self) -> None:
-        """End slurmctld in order: it saves all that it knows."""
+        """Stop slurmctld gracefully: it saves its state."""
         process = self._processes.pop("slurmctld")
         process.terminate()
         process.wait()
 
     def query(self, *command: str) -> str:
-        """What a command of Slurm prints."""
+        """Run a command of Slurm, and return its output."""
         done = subprocess.run(
             command, capture_output=True, text=True, env={**os.environ, **self.environment}
         )
         return (done.stdout + done.stderr).strip()
 
     def stop(self) -> None:
-        """End all jobs and daemons."""
+        """Stop all jobs and daemons."""
         if "slurmctld" in self._processes:
             self.query("scancel", "--user=root")
             give_up_at = time.monotonic() + 10
@@ -177,7 +177,7 @@ class Slurm:
 
 @pytest.fixture(scope="session")
 def slurm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    """A Slurm of two nodes; skipped, with the reason, where its daemons are not available."""
+    """A Slurm cluster of two nodes. Tests are skipped with the reason if it cannot run here."""
     missing = reason_for_none()
     if missing is not None:
         pytest.skip(missing)
@@ -188,8 +188,8 @@ def slurm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
             break
         except AssertionError as error:
             made.stop()
-            # Another program may have taken a port that was free a moment ago; or this is a
-            # sandbox in which the daemons cannot run.
+            # Another program may have taken one of the free ports, or this is a sandbox in which
+            # the daemons cannot run.
             if is_last:
                 pytest.skip(f"Slurm cannot run here: {error}")
     yield made
@@ -198,7 +198,7 @@ def slurm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 
 @pytest.fixture
 def slurm(slurm_server: Slurm, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm]:
-    """The same, for a test whose commands are to find it; it leaves no jobs."""
+    """The Slurm cluster, with its variables in the environment; jobs are cancelled afterwards."""
     for name, value in slurm_server.environment.items():
         monkeypatch.setenv(name, value)
     yield slurm_server

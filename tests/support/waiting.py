@@ -1,4 +1,4 @@
-"""Waiting in tests: always for the condition that is asserted, with one deadline for all."""
+"""Waiting in tests: always for the asserted condition, with the same deadline everywhere."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import pytest
 
 T = TypeVar("T")
 
-# Seconds that anything may take on a busy machine with few cores. It is below the time limit of a
-# test (pytest-timeout), so that a test fails with what did not come, and not with a stack trace.
+# The maximum seconds of any wait, enough for a busy machine with few cores. It is less than the
+# time limit of a test (pytest-timeout), so that a test fails with a message, not a stack trace.
 PATIENCE = 100.0
 
 
 def select_nothing(seconds: float) -> None:
-    """Let other processes have the processor for a moment."""
+    """Sleep for some seconds, so that other processes can run."""
     select.select([], [], [], seconds)
 
 
 def open_files() -> int:
-    """How many descriptors this process has open."""
+    """Return the number of open descriptors of this process."""
     return len(os.listdir("/proc/self/fd"))
 
 
@@ -34,13 +34,13 @@ def wait_until(
     seconds: float = PATIENCE,
     interval: float = 0.02,
 ) -> T:
-    """Wait until a condition holds.
+    """Wait until a condition is true.
 
     Args:
-        holds: The condition; it is evaluated again and again.
-        why: What the failure says, or a function that gives it.
-        seconds: The deadline.
-        interval: The pause between two evaluations.
+        holds: The condition; it is evaluated repeatedly.
+        why: The message of the failure, or a function that returns it.
+        seconds: The timeout.
+        interval: The seconds between two evaluations.
 
     Returns:
         The first true value of the condition.

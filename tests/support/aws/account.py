@@ -1,4 +1,4 @@
-"""The account that a private stand-in for AWS plays, and somebody in it who may do nothing."""
+"""An account of AWS on a private stand-in, and a user without permissions in it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ID = "123456789012"
 
 
 class Account:
-    """An account of AWS at a stand-in; `environment` is what makes programs use it."""
+    """An account of AWS on a stand-in; `environment` makes programs use it."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -29,17 +29,17 @@ class Account:
         }
 
     def client(self, service: str, region: str = REGION) -> Any:
-        """A client for a service."""
+        """Return a client for a service."""
         return clients.client(self.environment["AWS_ENDPOINT_URL"], service, region)
 
     def secret(self, name: str, value: str | bytes, region: str = REGION) -> str:
-        """Keep a secret; its ARN."""
+        """Create a secret, and return its ARN."""
         given = {"SecretBinary": value} if isinstance(value, bytes) else {"SecretString": value}
         made = self.client("secretsmanager", region).create_secret(Name=name, **given)
         return str(made["ARN"])
 
     def role(self, name: str, *services: str) -> str:
-        """Make a role that these services may have; its ARN."""
+        """Create a role that these services may assume, and return its ARN."""
         who = {"Service": [f"{each}.amazonaws.com" for each in services]}
         trust = {
             "Version": "2012-10-17",
@@ -51,7 +51,7 @@ class Account:
         return str(made["Role"]["Arn"])
 
     def queue(self, name: str, kind: str = "EC2", state: str = "ENABLED") -> str:
-        """Make a job queue with machines of this kind; its ARN."""
+        """Create a job queue with machines of this kind, and return its ARN."""
         batch, ec2, iam = self.client("batch"), self.client("ec2"), self.client("iam")
         profile = iam.create_instance_profile(InstanceProfileName=f"{name}-machines")
         machines = {
@@ -78,8 +78,8 @@ class Account:
 
     @contextmanager
     def nobody(self, *policies: str) -> Iterator[dict[str, str]]:
-        """The environment of somebody without any right but those of these managed policies (their
-        ARNs); the stand-in asks for rights meanwhile."""
+        """Yield the environment of a user who has only the permissions of these managed policies
+        (their ARNs). Within the block, the stand-in enforces permissions."""
         iam, name = self.client("iam"), f"nobody-{os.getpid()}"
         iam.create_user(UserName=name)
         for policy in policies:
@@ -100,7 +100,7 @@ class Account:
             iam.delete_user(UserName=name)
 
     def _free_actions(self, count: str) -> None:
-        """How many calls the stand-in lets anybody make from now on."""
+        """Set the number of calls after which the stand-in enforces permissions."""
         url = f"{self.environment['AWS_ENDPOINT_URL']}/moto-api/reset-auth"
         asked = urllib.request.Request(url, count.encode(), {"Content-Type": "text/plain"})
         with urllib.request.urlopen(asked) as answer:

@@ -1,17 +1,17 @@
-"""Jobs of AWS Batch that really run, as processes of this machine, under moto.
+"""Jobs of AWS Batch that really run, as local processes, under moto.
 
-moto keeps queues and definitions; its Job is replaced by one that runs the definition's command:
-variables, every status, retryStrategy with evaluateOnExit, the limit of an attempt, termination
-(SIGTERM, then SIGKILL), arrays, several nodes, a host that goes away, logs. No job outlives the
-server.
+moto implements queues and definitions; its Job is replaced by one that runs the definition's
+command. It supports variables, all statuses, retryStrategy with evaluateOnExit, the timeout of an
+attempt, termination (SIGTERM, then SIGKILL), arrays, several nodes, the loss of a host, and logs.
+No job outlives the server.
 
-Where there is a program for containers, the jobs of images of this machine (`localhost/...`) run in
-them, by the entry point of the image, as on AWS; of those with the tag `read-only` their
-root filesystem cannot be written to, as with `readonlyRootFilesystem` of a job definition.
+If podman is available, jobs of local images (`localhost/...`) run in containers with the image's
+entry point, as on AWS. Images with the tag `read-only` have a read-only root filesystem, as with
+`readonlyRootFilesystem` of a job definition.
 
-What goes wrong is said by the job: `no-such-image` cannot be pulled; a machine goes away under one
-that prints GO_AWAY, and one that prints USE_UP gets no more memory. With a tag `throttled=N` the
-first N calls that submit a job of its name are refused.
+Jobs cause faults themselves: the image `no-such-image` cannot be pulled; a job that prints GO_AWAY
+loses its machine, and one that prints USE_UP is killed for its memory. With a tag `throttled=N` the
+first N submissions of a job of this name are rejected.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from moto.core.exceptions import AWSError
 LOG_GROUP = "/aws/batch/job"
 GO_AWAY, USE_UP = "the machine goes away now", "memory is used up now"
 THROTTLED: dict[str, int] = {}
-GRACE = 30.0  # seconds between SIGTERM and SIGKILL, as AWS Batch has
+GRACE = 30.0  # seconds between SIGTERM and SIGKILL, as in AWS Batch
 ENVIRONMENT: dict[str, str] = {}
-CONTAINERS: list[str] = []  # what `podman` and its options are, if jobs run in containers
+CONTAINERS: list[str] = []  # the command line of podman, if jobs run in containers
 SLOTS = threading.Semaphore(4)
 _extra: contextvars.ContextVar[dict | None] = contextvars.ContextVar("batch_extra", default=None)
 
@@ -60,18 +60,18 @@ class Throttled(AWSError):  # type: ignore[misc]  # types of moto are not read
 
 
 class ProcessJob(models.Job):  # type: ignore[misc]
-    __module__ = "moto.batch.process"  # moto files models under the second part
+    __module__ = "moto.batch.process"  # moto registers models by the second part
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.extra, self.changed = _extra.get() or {}, threading.Event()
-        self.killed: Any = None  # or why: set by another thread, too
-        self.stop: Any  # the same
+        self.killed: Any = None  # the reason of the kill; also set by other threads
+        self.stop: Any  # also set by other threads
         self.job_started_at: datetime | None
         self.latest_attempt: dict[str, Any] = {}
         self.process: subprocess.Popen | None = None
-        self.others: list[subprocess.Popen] = []  # nodes but the main one, which is 0
-        self.container = ""  # its name, where it has one
+        self.others: list[subprocess.Popen] = []  # the nodes except the main node, 0
+        self.container = ""  # the name of its container, if it has one
 
     @property
     def status(self):
@@ -213,7 +213,7 @@ class ProcessJob(models.Job):  # type: ignore[misc]
             self.changed.clear()
 
     def remove_container(self) -> None:
-        """A container outlives the program that has begun it, if that is killed."""
+        """Remove the job's container, which would outlive a killed podman."""
         if self.container:
             command = [*CONTAINERS, "rm", "--force", "--ignore", "--time", "0", self.container]
             subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -318,7 +318,7 @@ def _submit_job(self, job_name, job_def_id, job_queue, array_properties=None, **
         for index in range(size)
     ]
     for each in children:
-        job.job_queue.jobs.remove(each)  # lists of a queue show arrays alone
+        job.job_queue.jobs.remove(each)  # lists of a queue contain only the array
         self._jobs[each.job_id] = each
     job._child_jobs = children
     for each in children:
@@ -338,8 +338,8 @@ def _kill_all() -> None:
 
 
 def install(environment: dict[str, str], containers: list[str]) -> None:
-    """From now on jobs of this process's moto run, with these variables; where `containers` is how
-    podman is called, those of images of this machine run in it."""
+    """Patch this process's moto so that jobs run, with these variables. If `containers` is a
+    command line of podman, jobs of local images run in containers."""
     CONTAINERS[:] = containers
     ENVIRONMENT.update(
         AWS_ENDPOINT_URL=f"http://127.0.0.1:{settings.moto_server_port()}",

@@ -1,4 +1,4 @@
-"""The clients of stand-ins for AWS: each is made once, and closed at the end of the session."""
+"""A cache of clients for stand-ins of AWS, which are closed at the end of the session."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ _clients: dict[tuple[str, str, str], Any] = {}
 
 
 def client(endpoint: str, service: str, region: str = "us-east-1") -> Any:
-    """The client of a service there. To make one takes a tenth of a second: it reads a description
-    of megabytes."""
-    import botocore.session  # every test session imports this module, few use it
+    """Return the cached client of a service. Creating one takes a tenth of a second: it reads a
+    service description of megabytes."""
+    import botocore.session  # lazy: every test session imports this module, few use it
 
     key = endpoint, service, region
     if key not in _clients:

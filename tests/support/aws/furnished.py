@@ -1,4 +1,4 @@
-"""An account of AWS in which jobs really run, and a metadata service that they reach."""
+"""An account of AWS in which jobs really run, and a metadata service for them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ ROLE = "arn:aws:iam::123456789012:role/flows"
 
 
 def server_of_jobs(folder: Path, podman: Sequence[str] = ()) -> Server:
-    """A stand-in for AWS whose jobs and state machines really run: as processes, or those of images
-    of this machine in containers, by this command line."""
+    """Start a stand-in for AWS whose jobs and state machines really run: as processes, or, with a
+    command line of podman, jobs of local images in containers."""
     pytest.importorskip("moto.server", reason="moto[server] is not installed")
     port = free_port()
     script = Path(__file__).with_name("serve.py")
@@ -33,11 +33,12 @@ def server_of_jobs(folder: Path, podman: Sequence[str] = ()) -> Server:
 
 
 class Account:
-    """The account: `endpoint` is its address, `service` that of the metadata."""
+    """The account: `endpoint` is its URL, `metadata` the metadata service, `settings` the
+    environment variables to use both."""
 
     def __init__(self, folder: Path, podman: Sequence[str] = ()) -> None:
         self.server = server_of_jobs(folder, podman)
-        from tests.support.service import InThread  # all tests know of this account, few use it
+        from tests.support.service import InThread  # lazy: all tests import this, few use it
 
         self.metadata = InThread(f"sqlite:///{folder}/metadata.db")
         self.endpoint = f"http://127.0.0.1:{self.server.port}"
@@ -59,11 +60,12 @@ class Account:
         }
 
     def client(self, service: str) -> Any:
-        """The client of one of its services."""
+        """Return the client of one of its services."""
         return clients.client(self.endpoint, service)
 
     def jobs(self, beginning: str) -> list[dict[str, Any]]:
-        """What AWS Batch says of the jobs whose names begin so, in the order of submission."""
+        """Return AWS Batch's descriptions of the jobs with this prefix of their names, in the order
+        of submission."""
         batch = self.client("batch")
         filters = [{"name": "JOB_NAME", "values": [f"{beginning}*"]}]
         listed = batch.list_jobs(jobQueue="queue", filters=filters)["jobSummaryList"]
@@ -71,7 +73,7 @@ class Account:
         return sorted(found, key=lambda each: each["createdAt"])
 
     def furnish(self) -> None:
-        """A bucket, and a queue with machines."""
+        """Create a bucket, and a job queue with machines."""
         self.client("s3").create_bucket(Bucket="flows")
         iam = self.client("iam")
         role = iam.create_role(RoleName="batch", AssumeRolePolicyDocument="{}")
@@ -96,8 +98,8 @@ class Account:
         )  # fmt: skip
 
     def fire(self, rule: str, event: Any = None) -> list[str]:
-        """What EventBridge does with a rule at its next time, or when this event comes; the
-        stand-in only keeps rules. The runs that were started."""
+        """Trigger a rule as EventBridge does at its next time, or for this event, since the
+        stand-in only stores rules. Returns the ids of the started runs."""
         events = self.client("events")
         found = events.describe_rule(Name=rule)
         assert "ENABLED" == found["State"]
@@ -108,7 +110,7 @@ class Account:
         ]
 
     def start(self, machine: str, reported: str) -> str:
-        """Start an execution, as EventBridge does; its run."""
+        """Start an execution, as EventBridge does, and return the id of its run."""
         states = self.client("stepfunctions")
         made = states.start_execution(stateMachineArn=machine, name=str(uuid4()), input=reported)
         return f"sfn-{made['executionArn'].rpartition(':')[2]}"
@@ -119,7 +121,7 @@ class Account:
 
 
 def matches(pattern: Any, event: Any) -> bool:
-    """Whether an event has what the pattern of a rule says."""
+    """Return whether an event matches the pattern of a rule."""
     if isinstance(pattern, list):
         return event in pattern
     return all(key in event and matches(each, event[key]) for key, each in pattern.items())
@@ -127,7 +129,7 @@ def matches(pattern: Any, event: Any) -> bool:
 
 @pytest.fixture(scope="session")
 def aws_account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
-    """The account, one a session."""
+    """The account, one per session."""
     account = Account(tmp_path_factory.mktemp("aws"))
     with pytest.MonkeyPatch.context() as patch:
         for name, value in account.settings.items():
@@ -139,7 +141,7 @@ def aws_account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
 
 @pytest.fixture
 def aws(aws_account: Account, monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
-    """The account, and the settings that lead to it."""
+    """The account, with its settings in the environment."""
     for name, value in aws_account.settings.items():
         monkeypatch.setenv(name, value)
     yield aws_account

@@ -1,5 +1,5 @@
-"""The server: `python tests/support/aws/serve.py PORT [NAME=VALUE...]`, which jobs see. Where
-JOBS_IN_CONTAINERS has the command line of podman, jobs of images of this machine run by it."""
+"""The server: `python tests/support/aws/serve.py PORT [NAME=VALUE...]`; jobs get the variables. If
+JOBS_IN_CONTAINERS has a command line of podman, jobs of local images run in containers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pathlib import Path
 
 
 def main() -> None:
-    # moto is a large heap that stays: a third of the server's time went into looking through it.
+    # By default, garbage collection takes a third of moto's time: its large heap is permanent.
     gc.set_threshold(50_000, 50, 50)
     port, *variables = sys.argv[1:]
     os.environ["MOTO_PORT"] = port
-    os.environ["AWS_MAX_ATTEMPTS"] = "1"  # the machine itself has to try again
+    os.environ["AWS_MAX_ATTEMPTS"] = "1"  # the state machine has to retry
     sys.path.insert(0, str(Path(__file__).parents[3]))
     from moto.core.config import default_user_config
     from moto.server import ThreadedMotoServer

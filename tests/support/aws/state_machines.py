@@ -1,9 +1,9 @@
-"""State machines that submit jobs of AWS Batch, under moto, whose interpreter needs some repairs:
+"""Fixes of bugs in moto's interpreter for state machines that submit jobs of AWS Batch:
 
 1. `_normalise_*` do nothing, so that batch:submitJob fails with a KeyError;
-2. a retried `.sync` task times out at once: each try needs a token of its own;
-3. a stopped `.sync` task leaves its job running, which AWS terminates;
-4. a `States.*` error cannot leave a Map or a Parallel state.
+2. a retried `.sync` task times out immediately, because each try needs a new token;
+3. a stopped `.sync` task leaves its job running, whereas AWS terminates it;
+4. a `States.*` error cannot propagate out of a Map or a Parallel state.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _response(self, response, boto_service_name=None, service_action_name=None):
 
 
 def install() -> None:
-    """Repair the interpreter of this process's moto."""
+    """Patch the interpreter of this process's moto."""
     base.StateTaskService._normalise_parameters = _parameters
     base.StateTaskService._normalise_response = _response
     execute = base.StateTaskService._eval_execution

@@ -1,5 +1,5 @@
-"""Takes away from every Python that has this on its path what Linux alone has: /proc, pidfd, prctl,
-memfd, waitid and others. So macOS's way of doing things is taken, as far as Linux can take it."""
+"""Hides Linux-only features from every Python that has this on its path: /proc, pidfd, prctl,
+memfd, waitid and others. aflow then uses its code for macOS, as far as that works on Linux."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ ctypes.CDLL = _Library  # type: ignore[misc]
 
 try:
     from aflow._core import system
-except ImportError:  # a Python that has no aflow
+except ImportError:  # aflow is not installed in this Python
     pass
 else:
     assert not system.HAS_PROC

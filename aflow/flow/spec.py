@@ -359,12 +359,12 @@ class FlowSpec:
             inputs: The `inputs` of the join, or some of them.
             exclude: The names of artifacts that are not copied; not together with `include`. None
                 for none.
-            include: The names of the only artifacts to copy; each must be in at least one input.
-                None for all.
+            include: The names of the only artifacts to copy; at least one input must have each,
+                unless the join has set it. None for all.
 
         Raises:
             UnhandledInMergeArtifacts: If the inputs differ in an artifact.
-            MissingInMergeArtifacts: If no input has an artifact in `include`.
+            MissingInMergeArtifacts: If neither an input nor the join has an artifact in `include`.
             MergeArtifactsError: If the step is not a join, or if both lists are given.
         """
         self._aflow_bound("merge_artifacts()").merge(self, inputs, exclude, include)

@@ -504,7 +504,7 @@ def _join_of(task: LiveTask) -> LiveStep:
 class SingleTask:
     """A machine for a run of one task, described by `launch`: one attempt, no retries.
 
-    The run ends in the state in which the attempt ends.
+    The run succeeds if the attempt does and fails otherwise, unless it was cancelled before.
     """
 
     def __init__(self, launch: LaunchAttempt) -> None:

@@ -869,7 +869,7 @@ def registry_of(store: object) -> WorkerRegistry | None:
     return kept if hasattr(store, "beat_worker") else None
 
 
-# Where a run has failed.
+# The task at which a run has failed.
 
 
 _LOOKED_AT = 100

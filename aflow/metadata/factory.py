@@ -130,8 +130,8 @@ def recorded_by_jobs(own: MetadataStore) -> list[StoreMetadata]:
 
 
 def has_runs(url: str) -> bool:
-    """Return whether there may be runs in the metadata at `url` or next to it; always True for a
-    server, which is not queried.
+    """Return whether there may be runs in the metadata at `url` or next to it. Only SQLite files
+    and their histories are checked; the result is True for all other URLs.
 
     Args:
         url: The URL of aflow's metadata; see `open_metadata`.

@@ -57,7 +57,7 @@ class ServiceClient:
             parts = urlsplit(url)
             if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
                 raise refused
-        except ValueError:  # the port is not a number, a bracket is not closed
+        except ValueError:  # an invalid port, or an unclosed bracket
             raise refused from None
         self._secure = parts.scheme == "https"
         self._host, self._port = parts.hostname, parts.port
@@ -145,7 +145,7 @@ class ServiceClient:
         return self._rest(connection, response, first, answer)
 
     def _get(self, path: str) -> tuple[http.client.HTTPResponse, Any]:
-        """GET with retries; the response and its JSON, which is None for a 404."""
+        """GET with retries; return the response and its JSON, which is None for a 404."""
         return self.patiently(lambda _: self._got(path))[0]
 
     def _got(self, path: str) -> tuple[http.client.HTTPResponse, Any]:

@@ -152,8 +152,8 @@ class PostgresAddress:
 
 
 def _is_behind_a_pooler(connection: Connection) -> bool:
-    """Return whether there is a pooler between client and server: it reports another process id of
-    the backend than the backend itself."""
+    """Return whether there is a pooler between client and server: poolers report a process id that
+    is not the backend's."""
     with connection.transaction():
         row = connection.execute("SELECT pg_backend_pid()", prepare=False).fetchone()
     return row is None or row[0] != connection.info.backend_pid

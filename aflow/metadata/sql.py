@@ -987,7 +987,7 @@ def is_current(version: int, latest: int, where: str, another: str, read_only: b
         version: The version of its schema; 0 if it has none.
         latest: The current version.
         where: The place of the database, for error messages.
-        another: What a user can use another one of, for error messages: `folder` or `database`.
+        another: What the error message advises to change: `folder` or `database`.
         read_only: Whether the database is open for reading only, so that it cannot be migrated.
 
     Raises:

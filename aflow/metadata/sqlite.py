@@ -382,7 +382,7 @@ class SqliteMetadata(SqlMetadata):
             return db.execute(reading(name, light), _plain(values)).fetchall()
 
     def _stream(self, name: str, light: bool = False, **values: Any) -> Iterator[Any]:
-        if self._path is None:  # all threads share its connection: release it at once
+        if self._path is None:  # all threads share its connection: never hold it
             yield from self._all(name, light, **values)
             return
         with (

@@ -1,7 +1,7 @@
 """Bearer tokens: what each caller of a server is allowed to do. The store holds only their digests.
 
-A server that listens on localhost and has no other token accepts the *local token* of its user, a
-file that only this user can read. Commands of that user send it automatically.
+A server that listens on localhost and has no other token accepts the *local token* of its user,
+which is in a file that only this user can read. Commands of that user send it automatically.
 
 A token is `aflow_` and 256 random bits, so that its SHA-256 reveals nothing about it. The document
 of a token is named by the digest, and contains the token's name, scope and expiry.
@@ -228,14 +228,15 @@ def headers_for(url: str) -> dict[str, str]:
         url: The URL of the server.
 
     Raises:
-        InvalidSetting: If the URL, or the setting of the key, is invalid.
+        InvalidSetting: If the URL or the setting of the key is invalid, or others can read the file
+            of the local token.
     """
     headers = service_headers(url)
     if "x-api-key" not in headers:
         try:
             parts = urlsplit(url)
             port = parts.port or (443 if parts.scheme == "https" else 80)
-        except ValueError:  # the port is not a number, a bracket is not closed
+        except ValueError:  # an invalid port, or an unclosed bracket
             raise InvalidSetting(f"{as_mentioned(url)} is not an address of a server.") from None
         if is_this_machine(parts.hostname or "") and _is_own_server(port):
             try:

@@ -1,4 +1,4 @@
-"""The wire format of the metadata service, spoken by `metadata.http` and the server.
+"""The wire format of the metadata service, used by `metadata.http` and the server.
 
 A request consists of the positional and the named arguments of one call. A response is a sequence
 of frames: one value, or several frames of items and an end, with an error possible at any point. A
@@ -88,7 +88,7 @@ def pack(value: object) -> bytes:
         value: Plain values, and records and states of the classes listed above.
     """
     # Packers are reused, since allocating the buffer of one takes longer than packing most values.
-    # Nested records each need a packer of their own.
+    # Each nested record needs its own packer.
     try:
         packer = _packers.pop()
     except IndexError:

@@ -225,7 +225,7 @@ class Queue(Protocol):
 
     async def peek(self, topic: str, limit: int = 100) -> list[Message] | None:
         """Return the ready messages in the order of delivery, without leasing them; their
-        `priority` is not set. None if the broker does not support it.
+        `priority` is always 0. None if the broker does not support it.
 
         Args:
             topic: The topic; it need not exist.

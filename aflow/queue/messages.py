@@ -4,8 +4,8 @@
 
 If keys are configured, messages are signed with the first one, and a message without a signature by
 one of the keys is rejected before it is unpacked. Without keys, signed messages are rejected. The
-byte after the magic tells whether a message is signed. The signature covers all that follows it, so
-a message is valid only for its topic (of a run, a pool or a worker) and for a limited time.
+byte after the magic indicates whether a message is signed. The signature covers all that follows
+it, so a message is valid only for its topic (of a run, a pool or a worker) and for a limited time.
 Messages are never unpickled.
 """
 

@@ -420,7 +420,7 @@ class PostgresQueue(Queue):
                 db.prepare_threshold = None  # it is not known yet whether there is a pooler
                 cursor = await db.execute("SELECT pg_backend_pid(), current_schema()")
                 pid, name = (await cursor.fetchall())[0]
-                # A pooler reports another process id of the backend than the backend itself.
+                # Poolers report a process id that is not the backend's.
                 self._is_pooled = pid != db.info.backend_pid
                 await self._make_tables(db, self._schema_name or name)
             self._is_open = True

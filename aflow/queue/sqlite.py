@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 # Each waiter binds a socket in a folder that is named after the queue's path, inside of the user's
 # runtime folder (not next to the queue, since addresses of sockets must be short); a `put` sends
 # a datagram to all of them. A lost datagram only costs time, since waiters also poll at a low rate.
-# So do users of one queue who have no runtime folder, or different ones.
+# Processes without a runtime folder, or with different ones, rely on this polling.
 
 
 _TRIES = 10

@@ -347,7 +347,7 @@ class SqsService:
 
 
 def code_of(error: QueueUnavailable) -> str:
-    """Return the code with which SQS has rejected a call; empty if it did not respond.
+    """Return the code with which SQS has rejected a call; empty if the call failed otherwise.
 
     Args:
         error: An error that `SqsService.call` raised.
@@ -557,7 +557,7 @@ class SqsQueue(Queue):
         return taken
 
     async def _put_again(self, name: str, rest: _Rest) -> None:
-        """Put the parts of received messages that were not leased again, for other clients."""
+        """Return entries that were received but not leased to the queue, for other clients."""
         bundles = [*bundled(rest.entries), *([each] for each in rest.alone)]
         await self._send(name, bundles)
         # Only after the put: if it had failed, these entries must be redelivered with their

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from aflow.storage.logs import LogRecord
 
 T = TypeVar("T")
-Task = tuple[str, str]  # step, and what Metaflow calls the task
+Task = tuple[str, str]  # step, and Metaflow's name of the task
 SCHEME = MARK
 
 _ALIVE = 60.0  # seconds since the last heartbeat for which a run is considered running
@@ -441,7 +441,7 @@ class _Reading:
             location = str(first.get("location") or "")
             if location.startswith(":root:"):
                 root = location.removeprefix(":root:")
-            elif f"/{self._flow}/" in location:  # older versions name each value
+            elif f"/{self._flow}/" in location:  # older versions record a location per value
                 root = location.partition(f"/{self._flow}/")[0]
             if str(first.get("ds_type")) == "s3" and "://" not in root:
                 root = f"s3://{root.lstrip('/')}"

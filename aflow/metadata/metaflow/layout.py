@@ -41,7 +41,7 @@ def data_name(flow: str, sha: str) -> str:
 
     Args:
         flow: The flow's name, the first part of a pathspec.
-        sha: The hexadecimal SHA-1 that identifies the value.
+        sha: The digest that identifies the value, 40 hexadecimal digits.
     """
     return f"{flow}/data/{sha[:2]}/{sha}"
 
@@ -241,7 +241,7 @@ def described(
     """Return the content of `data.json`, which lists the artifacts of an attempt.
 
     Args:
-        info: SHA-1, size and type of each artifact, by name.
+        info: Digest (40 hexadecimal digits), size in bytes and type of each artifact, by name.
         kind: The kind of datastore: `local` or `s3`.
         attempt: The number of the attempt, from 0.
         python: The version of Python that ran the attempt, such as `3.12.1`.

@@ -73,8 +73,7 @@ class Registry(ServiceClient):
     not_there = "what this would belong to is not registered"
 
     def is_one(self) -> bool:
-        """Return whether the URL is that of a metadata service of Metaflow's, rather than
-        aflow's."""
+        """Return whether a metadata service of Metaflow's, rather than aflow's, responds."""
         try:
             response, _ = self._exchange("GET", "/ping")
         except (OSError, http.client.HTTPException):

@@ -780,7 +780,7 @@ class Records(Protocol):
 
         Args:
             run_key: `RunRecord.key` of the run.
-            task: The number of the task within its run.
+            task: The task's number within the run; that of `_parameters` is 0.
             attempt: The number of the attempt; None for the latest.
         """
 
@@ -821,7 +821,7 @@ class Records(Protocol):
 
         Args:
             run_key: `RunRecord.key` of the run.
-            task: The number of the task within its run.
+            task: The task's number within the run; that of `_parameters` is 0.
         """
 
     def metadata(self, run_key: int, task: int) -> list[MetadataRecord]:
@@ -829,7 +829,7 @@ class Records(Protocol):
 
         Args:
             run_key: `RunRecord.key` of the run.
-            task: The number of the task within its run.
+            task: The task's number within the run; that of `_parameters` is 0.
         """
 
 

@@ -75,7 +75,7 @@ class ServiceClient:
         """POST a request, retrying until the service responds.
 
         Args:
-            path: The path below the URL of the service.
+            path: The path below the URL of the service, beginning with a slash.
             body: The body, as msgpack.
 
         Returns:

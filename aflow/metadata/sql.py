@@ -985,7 +985,7 @@ def is_current(version: int, latest: int, where: str, another: str, read_only: b
 
     Args:
         version: The version of its schema; 0 if it has none.
-        latest: The current version.
+        latest: The version that this aflow writes.
         where: The place of the database, for error messages.
         another: What the error message advises to change: `folder` or `database`.
         read_only: Whether the database is open for reading only, so that it cannot be migrated.

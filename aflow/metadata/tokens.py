@@ -225,7 +225,7 @@ def headers_for(url: str) -> dict[str, str]:
     the local token if a server of this user listens at the URL.
 
     Args:
-        url: The URL of the server.
+        url: The URL of the server; without a port, the default of its scheme applies.
 
     Raises:
         InvalidSetting: If the URL or the setting of the key is invalid, or others can read the file

@@ -240,7 +240,7 @@ class SqsService:
         """Return the URL of a queue, which is created if it does not exist.
 
         Args:
-            name: The name of the queue in SQS.
+            name: The queue's name in SQS: prefix, topic and, for buried messages, a suffix.
         """
         if name not in self._urls:
             try:
@@ -271,7 +271,7 @@ class SqsService:
 
         Args:
             call: The name of the call in botocore, which takes `Entries`.
-            name: The name of the queue in SQS.
+            name: The queue's name in SQS: prefix, topic and, for buried messages, a suffix.
             entries: The entries, without their ids.
 
         Returns:
@@ -296,7 +296,7 @@ class SqsService:
         """Call SQS.
 
         Args:
-            name: The name of the call in botocore.
+            name: A method of botocore's client, such as `receive_message`.
             **values: Its parameters.
 
         Returns:

@@ -92,7 +92,7 @@ class Copies:
         Metaflow's client expects; none if it has not finished.
 
         Args:
-            run: The run of the task.
+            run: The run of the task; a missing graph is read from the metadata.
             view: The task, with the attempt.
 
         Raises:
@@ -171,7 +171,7 @@ class Copies:
         existing copies are kept.
 
         Args:
-            run: The run of the task.
+            run: The run of the task; its system tags name the version of Python.
             view: The task, with the attempt.
             copies: The result of `artifacts` for the attempt.
 
@@ -206,7 +206,7 @@ class Copies:
         """Write the attempt's output so far to the files that Metaflow's client reads.
 
         Args:
-            run: The run of the task.
+            run: The run of the task; its flow and name are part of the names of files.
             view: The task, with the attempt.
 
         Raises:
@@ -231,7 +231,7 @@ class Copies:
         """Write the task's cards to the files that Metaflow's client reads.
 
         Args:
-            run: The run of the task.
+            run: The run of the task; its flow and name are part of the names of files.
             view: The task; the attempt is not used.
 
         Raises:
@@ -275,7 +275,7 @@ def kept_for(
     written or requested. The markers of complete copies come before the copies.
 
     Args:
-        store: The datastore.
+        store: The datastore that contains the copies.
         known: Flow and id of the runs in the metadata; their copies are kept for KEPT seconds.
         grace: Seconds for which copies of other runs are kept.
     """

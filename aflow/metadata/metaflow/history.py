@@ -307,7 +307,7 @@ class MetaflowHistory:
 
         Args:
             run_key: `RunRecord.key` of the run.
-            **how: The options of the port.
+            **how: The options of `Records.tasks`.
         """
         return self._views(run_key, self._memory.tasks(self._there(run_key).key, **how))
 
@@ -316,7 +316,7 @@ class MetaflowHistory:
 
         Args:
             run_key: `RunRecord.key` of the run.
-            **how: The options of the port.
+            **how: The options of `Records.newest_tasks`.
         """
         return self._views(run_key, self._memory.newest_tasks(self._there(run_key).key, **how))
 

@@ -167,7 +167,7 @@ def fact(attempt: int, name: str, value: str, type_: str) -> dict[str, Any]:
 
     Args:
         attempt: The number of the attempt, from 0.
-        name: The name of the field.
+        name: The name of the field, such as `attempt_ok`.
         value: Its value, as text.
         type_: Metaflow's type of the field; often the same as the name.
     """

@@ -86,7 +86,7 @@ class Registry(ServiceClient):
         """Send an object, or a list of objects, to the service, with the current time. Idempotent.
 
         Args:
-            path: The path below the URL of the service.
+            path: The path below the URL of the service, beginning with a slash.
             body: The object, or the list of objects, as JSON values.
             method: The HTTP method; only `POST` adds the current time to an object.
 

@@ -71,7 +71,7 @@ class RecordSource(Protocol):
         Args:
             flow: The flow's name, the first part of a pathspec.
             run: The run's name in Metaflow.
-            step: The step's name.
+            step: Any step of the run, including `_parameters`.
         """
 
     def metadata(self, flow: str, run: str, step: str, task: str) -> list[Row]:
@@ -80,7 +80,7 @@ class RecordSource(Protocol):
         Args:
             flow: The flow's name, the first part of a pathspec.
             run: The run's name in Metaflow.
-            step: The step's name.
+            step: Any step of the run, including `_parameters`.
             task: The task's name in Metaflow.
         """
 

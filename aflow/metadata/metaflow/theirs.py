@@ -196,7 +196,7 @@ class MetaflowPositions:
         """Return the position of a task: its inputs, its foreach and its index.
 
         Args:
-            step: The step of the task.
+            step: The step of the task; one that is not in the graph has no inputs.
             number: The task's number, as `numbered` assigns it.
         """
         node, path = self._graph.nodes.get(step), self._paths[step, number]

@@ -71,7 +71,7 @@ class WithHistory:
 
         Args:
             flow: The flow's name; None for all flows.
-            **which: The options of the port.
+            **which: The fields of RunFilter.
         """
         runs = self._own.runs(flow, **which)
         known = {(run.flow, run.run) for run in runs}

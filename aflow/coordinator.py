@@ -99,7 +99,7 @@ class RunHandle:
         return await asyncio.shield(self.task)
 
     def cancel(self, reason: str = "The run was cancelled.") -> Stopping:
-        """Cancel the run and begin to stop its tasks. Does nothing if the run is already cancelled
+        """Cancel the run and start to stop its tasks. Does nothing if the run is already cancelled
         or has ended.
 
         Args:
@@ -107,7 +107,7 @@ class RunHandle:
 
         Returns:
             An awaitable: `await run.cancel()` waits until the run has ended and returns the event
-            that says how.
+            with its outcome.
         """
         if not self.task.done():
             self._driver.cancel(reason)

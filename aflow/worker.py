@@ -1,6 +1,6 @@
 """A worker: leases attempts from a queue, runs them in processes of this machine, and reports.
 
-A worker knows no run until a message names one. It then fetches the description and the code of the
+A worker learns of a run from its first message. It then fetches the description and the code of the
 run, starts a zygote for it, and keeps the zygote warm for later attempts. A lease is renewed while
 its attempt runs, and acknowledged once the report of its end is in the queue.
 

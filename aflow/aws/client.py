@@ -36,12 +36,12 @@ PATIENT = {
     "read_timeout": 30,
     "retries": {"total_max_attempts": 6},
 }
-"""Throttled calls are made again, with backoff, in the mode of the user's own settings of AWS:
-botocore's default goes by the HTTP status, too, where a proxy answers 429 without a known code."""
+"""Options of botocore's `Config` for background work. They leave the retry mode to the user and to
+botocore, whose default also retries HTTP status 429 without a known error code, as from proxies."""
 ONCE = {**PATIENT, "retries": {"total_max_attempts": 1}}
-"""For callers that try again themselves."""
+"""`PATIENT` without retries, for callers that retry themselves."""
 QUICK = {"connect_timeout": 4, "read_timeout": 8, "retries": {"total_max_attempts": 2}}
-"""For people who wait: it gives up within seconds."""
+"""Short timeouts and one retry, for interactive commands."""
 
 
 class AwsAnswer(NamedTuple):

@@ -189,8 +189,8 @@ def frames_of(traceback: str) -> list[TracebackFrame]:
 
 
 def show_frames(traceback: str) -> None:
-    """Write to stderr where a task has failed: the frames of the user's code, the innermost first,
-    and how many frames of libraries are omitted.
+    """Write to stderr where a task failed: the frames of the user's code, the innermost first,
+    and the number of omitted frames of libraries.
 
     Args:
         traceback: The formatted traceback of a task, which may have run on another machine.

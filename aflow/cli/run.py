@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _OVERRIDES = SETTINGS.keys() - {"namespace"}
 
 Origin = Callable[["FlowDefinition", Settings], dict[str, Any]]
-"""Says which run is resumed, as fields of RunOptions."""
+"""Returns the fields of RunOptions that describe the resumed run."""
 
 
 def check(session: Session, warnings: bool) -> None:
@@ -147,7 +147,7 @@ def _note_beginning(session: Session, settings: Settings) -> None:
 def _note_differences(
     session: Session, definition: FlowDefinition, settings: Settings, decospecs: Sequence[str]
 ) -> None:
-    """Report where this run differs from what the flow declares."""
+    """Report which declarations of the flow do not apply to this run."""
     if not any(step.decorators for step in definition.steps.values()) and not definition.decorators:
         return
     from aflow.executors.factory import in_jobs
@@ -282,7 +282,7 @@ def _waits_for(definition: FlowDefinition, settings: Settings) -> str:
 
 
 def _show_failure(run: str, ended: RunEnded, settings: Settings) -> None:
-    """Show where the failed task has raised in the user's code, if that is recorded."""
+    """Show where the failed task raised in the user's code, if that is recorded."""
     if ended.task is None:
         return
     from aflow.metadata.factory import open_metadata

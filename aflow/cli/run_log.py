@@ -58,7 +58,7 @@ class Console:
 
     `colors` is whether the log may be coloured; `tally` counts the tasks for the last line; `bars`,
     if any, are drawn below the log, which must be on a terminal then: other writers to that
-    terminal must use `above`. If stdout cannot be written to any more (its reader has exited, or
+    terminal must use `above`. If stdout is no longer writable (its reader has exited, or
     the disk is full), the run continues: its log is stored anyway.
     """
 
@@ -220,7 +220,7 @@ class Console:
         self._output.flush()
 
     def close(self) -> None:
-        """Erase the bars for good. May be called again."""
+        """Erase the bars and never draw them again. May be called twice."""
         with self._lock:
             self._is_paused = True
             self._stop_drawing()

@@ -159,7 +159,7 @@ def with_locks(
     *,
     rebuild: bool = False,
 ) -> RunOptions:
-    """Return the options with the locked packages of steps that have an environment of their own.
+    """Return the options with the locked packages of steps with a separate environment.
 
     Blocks while packages are resolved for the first time. Raises InvalidSetting, InvalidDecorator,
     MissingExtra and EnvironmentFailed.
@@ -312,7 +312,7 @@ def _batch_jobs(
         fargate[queue] = batch.job_system.called(lambda: calls.is_fargate(queue))
 
     for queue in sorted({definitions.queue_of(each, settings) for each in steps}):
-        job_systems.base.until_answered("AWS Batch", lambda: ask(queue))  # noqa: B023 -- called at once
+        job_systems.base.until_answered("AWS Batch", lambda: ask(queue))  # noqa: B023 -- called immediately
     gangs = definition.graph.gangs
     variables = job_systems.options.variables_of(options.metadata, store.url)
     variables |= {"AWS_DEFAULT_REGION": calls.region}
@@ -453,7 +453,7 @@ def executor_for(
     """
     of_step = locations(definition, options)
     made: dict[str, Executor] = {}
-    inside: dict[str, Executor] = {}  # steps on this machine that have an environment of their own
+    inside: dict[str, Executor] = {}  # steps on this machine with a separate environment
     if needs_processes(definition, of_step):
         # An attempt that handles the failure of a job does not need the step's packages.
         steps = [name for name, place in of_step.items() if place == "local"]

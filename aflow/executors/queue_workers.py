@@ -426,10 +426,10 @@ class QueueExecutor(RemoteExecutor[Lease]):
         return unknown
 
     async def _put_forgotten(self, missing: set[AttemptKey]) -> None:
-        """Put messages again that were missing at the last two checks.
+        """Enqueue messages again that were missing at the last two checks.
 
-        Excluded are all of them while unread reports may contain their ends, and those that a
-        worker says it holds."""
+        Skips those that a worker reports as held, and all of them while unread reports may contain
+        their ends."""
         before, self._missing = self._missing, missing
         again = {
             attempt_key for attempt_key in missing & before if self._mail.is_wanted(attempt_key)

@@ -115,7 +115,7 @@ def application(
     """Return an application that serves these APIs.
 
     Args:
-        apis: The APIs. The first one answers requests for paths that belong to none of them.
+        apis: The APIs. The first one handles requests for paths that belong to none of them.
         authenticator: Decides which requests are allowed.
         metrics: Counts the requests; None to disable counting.
     """

@@ -70,11 +70,11 @@ IS_VALID: web.RequestKey[Any] = web.RequestKey("is_valid")
 class Authenticator:
     """A middleware that rejects unauthenticated requests.
 
-    A request without a valid key or token is answered with 401; an expired token, or a token whose
-    scope does not cover the request, with 403. `store` holds the tokens; it is queried for each
-    request, so that a revoked token is rejected immediately. With `anonymous`, requests without a
-    token are accepted while no tokens exist, except (403) requests from pages of other sites and,
-    if the server `is_local`, requests that name another host."""
+    A request without a valid key or token is rejected with 401; one whose token has expired, or has
+    a scope that does not cover the request, with 403. `store` holds the tokens; it is queried for
+    each request, so that a revoked token is rejected immediately. With `anonymous`, requests
+    without a token are accepted while no tokens exist, except (403) requests from pages of other
+    sites and, if the server `is_local`, requests that name another host."""
 
     __middleware_version__ = 1
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from aflow.server.runs import Runs
 
 KIND = "server"
-"""The kind of lease holder of runs that a server has started."""
+"""The kind of lease holder of the runs that a server has started."""
 
 LOOK = 2.0  # seconds between searches
 RECOVERY = 3600.0  # seconds after which an unrecoverable run is recorded as failed

@@ -153,7 +153,7 @@ class KnownManifests(Manifests):
         return task in self._by_task
 
     def passes(self, inputs: Inputs, step: str) -> int:
-        """Return 0: the step runs by itself."""
+        """Return 0: the step runs outside of a run."""
         return 0
 
     def of(self, task: int) -> Manifest:

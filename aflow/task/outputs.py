@@ -296,7 +296,7 @@ PAUSE = 0.02  # minimum seconds between two reports
 SHARE = 0.02  # of the elapsed time: the pause later on
 
 Announce = Callable[[Any, int], None]
-"""Called with what `Manifest.items` is so far, and how many items that are."""
+"""Called with `Manifest.items` and the number of items so far."""
 
 
 def write_streamed(

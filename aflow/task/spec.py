@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from aflow.flow.definition import StepDefinition
 
 AttemptKey = tuple[int, int]
-"""An attempt within its run: the number of the task, and that of the attempt."""
+"""The key of an attempt within its run: task number, attempt number."""
 
 # Kinds of messages from a process that runs attempts.
 STARTED = 0  # [STARTED, task, attempt, pid, at]

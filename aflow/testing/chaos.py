@@ -698,7 +698,7 @@ def _topics_of_workers(fleet: Fleet, run: RunRecord) -> set[str]:
 # ------------------------------------------------------------------ the soak
 
 
-MOST_GIVEN_UP = 10  # maximum number of coordinators of a run that may exit by themselves
+MOST_GIVEN_UP = 10  # maximum number of coordinators of a run that may exit without a kill
 
 
 class Report(NamedTuple):
@@ -727,7 +727,7 @@ class Machines:
         self.rng = rng
         self._by_server = by_server
         self._isolation = isolation
-        self._gave_up = 0  # number of coordinators that exited by themselves
+        self._gave_up = 0  # number of coordinators that exited without a kill
         self._committed = -1  # number of committed tasks when a worker was last killed
         self.has_slept = False  # whether a worker has been suspended
         self._settled: dict[int, int] = {}  # by committed task: its number of starts at the time

@@ -1,7 +1,7 @@
 """Settings from the outputs of a stack. Pure.
 
 An output is the value of the setting whose name its description contains in brackets, such as
-`[METAFLOW_BATCH_JOB_QUEUE] the job queue of steps`. This holds for our template and for Metaflow's.
+`[METAFLOW_BATCH_JOB_QUEUE] the job queue of steps`. This applies to our template and to Metaflow's.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ class Poller:
             self._task = asyncio.get_running_loop().create_task(self._poll())
 
     def unwatch(self, job: str) -> None:
-        """Stop to publish the status of the job. May be called twice.
+        """Stop publishing the status of the job. May be called twice.
 
         Args:
             job: The id of the job; unknown ones are ignored.

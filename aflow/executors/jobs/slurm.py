@@ -405,7 +405,7 @@ def _is_held_launch(state: str, reason: str) -> bool:
 
 
 def _jobs(*arguments: str) -> list[_Job]:
-    """Return the jobs that squeue lists; none if Slurm no longer knows them."""
+    """Return the jobs that squeue lists; an empty list if Slurm has forgotten them."""
     try:
         printed = _run("squeue", "--all", "--noheader", f"--format={_FIELDS}", *arguments)
     except JobSystemError as error:

@@ -44,7 +44,7 @@ _log = logging.getLogger("aflow.processes")
 
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 MEASURED = 0.25  # seconds between two measurements of attempts that have a memory limit
-BACKSTOP = 5.0  # seconds after its timeout in which the process of a step may still react by itself
+BACKSTOP = 5.0  # seconds from the timeout of a step, which its process enforces, to a kill
 
 StartZygote = Callable[[], ZygoteProcess]
 Key = tuple[int, int, int]  # of an attempt, unique among all executors that share a machine

@@ -456,7 +456,7 @@ class Zygote:
     def _end_all(self) -> None:
         for pid in self._children:
             kill_group(pid, signal.SIGKILL)
-        for pid in self._zygotes:  # they exit by themselves, since the coordinator is gone
+        for pid in self._zygotes:  # they exit when they notice that the coordinator is gone
             os.waitpid(pid, 0)
         descendants.end_all_children()
         self._control.close()

@@ -268,7 +268,7 @@ _NOT_STARTING = frozenset({"--help", "-h", "--dry-run"})
 def looks_like_a_run(argv: Sequence[str]) -> bool:
     """Return whether the arguments seem to start a run.
 
-    If they do not, the zygote was started in vain, and ends with the command.
+    If the guess is wrong, the zygote is not used and exits with the command.
 
     Args:
         argv: The arguments of the command line, which are not parsed yet.

@@ -302,7 +302,7 @@ class Runtime:
         await self._stop()
 
     async def _stop(self) -> None:
-        # Child processes of builds end by themselves; their results stay in the cache.
+        # Child processes of builds are not killed; their results stay in the cache.
         ending = [*self._building.values(), *(each for _, each in self._meeting.values())]
         for each in ending:
             each.cancel()

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 PER_TASK = 10_000
-"""How many keys what a task has may take."""
+"""The maximum number of rows of a task: the keys of task n start at n * PER_TASK."""
 
 
 class Own(NamedTuple):

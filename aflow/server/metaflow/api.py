@@ -1,7 +1,7 @@
 """The API of Metaflow's metadata service: one of the APIs of `server/app.py`.
 
 Database queries run in threads. A list longer than a chunk is streamed chunk by chunk; shorter
-responses carry an ETag, and are answered with 304 if the client has them.
+responses carry an ETag, and are replaced by a 304 if the client has them.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def _check_times(*times: float | None) -> None:
 T = TypeVar("T")
 
 REGISTERED = "_registered"
-"""In a query: what is registered alone, without aflow's own runs, which aflow's client has."""
+"""A query parameter: return only registered objects. aflow's client reads aflow's runs itself."""
 
 _VERSION_HEADER = "METADATA_SERVICE_VERSION"
 _PLAIN = frozenset({"/ping", "/version", "/healthcheck", "/auth/token", "/flows"})
@@ -238,7 +238,7 @@ class MetaflowApi:
     def _answer(
         self, route: ServiceRoute, asked: Asked, own: OwnRuns | None
     ) -> JsonResponse | Lister:
-        """Answer from the registrations and from aflow's own records (`own`). Blocks."""
+        """Respond with registrations and aflow's own records (`own`). Blocks."""
         in_transaction = self._database.write if route.writes else self._database.read
         name = route.answer.__name__
         is_new = name == "add_run" and own is not None and own.has_flow(asked.flow)

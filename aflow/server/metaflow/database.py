@@ -25,7 +25,7 @@ T = TypeVar("T")
 Row = Sequence[Any]
 
 VERSION = 1
-"""Of the tables in schema.sql."""
+"""The version of the tables in schema.sql."""
 
 _FOLDER = Path(__file__).parent
 

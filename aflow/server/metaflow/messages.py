@@ -341,7 +341,7 @@ def _add_status(
 
 
 PROTOCOL = "2.5.1"
-"""The version of metaflow-service whose protocol this is: clients ask for it."""
+"""The version of metaflow-service whose protocol is implemented; it is sent to clients."""
 
 CHUNK = 1000  # rows of a list that are read at a time
 

@@ -132,7 +132,7 @@ class BatchSystem:
     def terminate(self, ids: Sequence[str], reason: str) -> None:
         """End these jobs, with one call each."""
         for each in ids:
-            called(lambda: self._calls.terminate(each, reason))  # noqa: B023 -- called at once
+            called(lambda: self._calls.terminate(each, reason))  # noqa: B023 -- called immediately
 
     def close(self) -> None:
         """Close the connections."""

@@ -123,7 +123,7 @@ class KubernetesSystem:
                 values.
         """
         for job in jobs:
-            until_answered("Kubernetes", lambda: self._check(job))  # noqa: B023 -- called at once
+            until_answered("Kubernetes", lambda: self._check(job))  # noqa: B023 -- called immediately
 
     def _check(self, job: KubernetesStepJob) -> None:
         manifest = job_manifest(job, {}, job_name(("aflow-check",), "0"), 1, {})

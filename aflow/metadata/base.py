@@ -276,8 +276,7 @@ class StepProgress(NamedTuple):
 
 
 class LeaseState(NamedTuple):
-    """Whether the caller holds the lease of the run, and the reason of a request to cancel the run,
-    or None."""
+    """Whether the caller holds the lease, and the reason of a request to cancel, or None."""
 
     mine: bool
     cancel: str | None = None

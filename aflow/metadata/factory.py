@@ -249,8 +249,7 @@ def _is_of_aflow(row: Mapping[str, Any]) -> bool:
 
 
 def _place_of_theirs(root: str, folders: Sequence[Path] | None = None) -> ObjectStore:
-    """Return Metaflow's datastore at an S3 URL or in a folder, which must be in `folders` if
-    given."""
+    """Return Metaflow's datastore at an S3 URL or in a folder, one of `folders` if given."""
     if root.startswith("s3://"):
         return open_store(at_endpoint(root, Settings.load().s3_endpoint))
     if not root:
@@ -287,8 +286,7 @@ def _open_to_copy(url: str) -> ObjectStore | None:
 
 
 def _in_store(url: str) -> MetadataStore:
-    """Return metadata in the object store at `store+URL`, registered in the service after `#`, if
-    any."""
+    """Return metadata in the object store at `store+URL`, registered in the service after `#`."""
     place, _, service = url.removeprefix(metadata_stores.object_store.SCHEME).partition("#")
     if not service:
         return metadata_stores.object_store.StoreMetadata(open_store(place))

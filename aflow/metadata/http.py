@@ -42,8 +42,7 @@ _CHUNK = 1 << 16
 
 
 class ServiceClient:
-    """Calls one service. Thread-safe; a forked process does not reuse the connections of its
-    parent."""
+    """Calls one service. Thread-safe; a forked process opens its own connections."""
 
     not_there = "it is not a service of aflow, or an older one"
 

@@ -368,8 +368,7 @@ class PostgresMetadata(SqlMetadata):
         written between two reads is reported again with the next version of the run."""
 
         def read(after: int) -> tuple[list[Any], int | None]:
-            """Return the rows of the range after this task, and where the next range begins (None
-            at the end)."""
+            """Return the rows after this task, and where the next range starts (None if last)."""
             last = after + _RANGE
             values = {"run_key": run_key, "after": after, "last": last}
             rows = self._patiently(lambda: self._plain_texts("all_task_columns", values))
@@ -418,8 +417,7 @@ class PostgresMetadata(SqlMetadata):
             yield from cursor.execute(sql, values)
 
     def _patiently(self, attempt: Callable[[], T]) -> T:
-        """Retry while the server does not respond, up to PATIENCE seconds; only if it has been
-        reached before."""
+        """Retry for up to PATIENCE seconds if a server that was reached before does not respond."""
         try:
             return attempt()
         except MetadataAway:

@@ -450,8 +450,7 @@ class SqlMetadata(ABC):
         """Prepare the deletion of a run, within its transaction."""
 
     def _mark(self, mark: str) -> str:
-        """Return the mark to store with a commit; a backend generates one if the caller has given
-        none."""
+        """Return the mark to store with a commit; a backend may generate a missing one."""
         return mark
 
     def create_run(

@@ -266,8 +266,7 @@ def _migrate(connection: sqlite3.Connection, where: str) -> None:
 
 
 def _split(text: str) -> Iterator[str]:
-    """Yield the statements of a script, one by one: executescript would first commit the
-    transaction."""
+    """Yield the statements of a script: executescript would first commit the transaction."""
     statement = ""
     for line in text.splitlines(keepends=True):
         statement += line

@@ -201,8 +201,7 @@ def local_token(folder: Path | None = None) -> str:
 
 
 def _read_local(file: Path) -> str | None:
-    """Return the token in the file, or None if there is no file. Raises OSError and
-    InvalidSetting."""
+    """Return the token in the file, or None if there is none. Raises OSError, InvalidSetting."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):

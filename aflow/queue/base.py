@@ -234,8 +234,7 @@ class Queue(Protocol):
         return None
 
     async def topics(self) -> list[str] | None:
-        """Return the topics that have messages, in alphabetical order; None if the broker does not
-        support it."""
+        """Return the topics that have messages, sorted; None if the broker does not support it."""
         return None
 
     async def depth(self, topic: str) -> Depth:
@@ -264,8 +263,7 @@ class Queue(Protocol):
         """
 
     async def announced(self) -> Mapping[str, bytes] | None:
-        """Return the unexpired records of workers, by name; None if the broker does not support
-        it."""
+        """Return unexpired records of workers, by name; None if the broker does not support it."""
         return None
 
     async def close(self) -> None:

@@ -53,8 +53,7 @@ class _Ready:
         self._classes: dict[int, OrderedDict[str, deque[_StoredMessage]]] = {}
 
     def add(self, entry: _StoredMessage, *, first: bool = False) -> None:
-        """Add a message; if `first`, before the others of its priority, and its group's turn is
-        next."""
+        """Add a message; if `first`, before others of its group, whose turn is then next."""
         groups = self._classes.get(entry.priority)
         if groups is None:
             groups = self._classes[entry.priority] = OrderedDict()
@@ -155,8 +154,7 @@ class MemoryQueue(Queue):
             if self._timed:
                 left = min(left, max(0.0, self._timed[0][0] - self._clock.monotonic()))
             try:
-                # Not wait_for: in Python 3.11 it loses a cancellation that coincides with the
-                # event.
+                # Not wait_for: in Python 3.11 it loses a cancellation concurrent with the event.
                 async with asyncio.timeout(left):
                     await self._news.wait()
             except TimeoutError:

@@ -129,8 +129,7 @@ class PostgresQueue(Queue):
                 if taken or left <= 0:
                     return taken
                 try:
-                    # Not wait_for: in Python 3.11 it loses a cancellation that coincides with the
-                    # event.
+                    # Not wait_for: in Python 3.11 it loses a cancellation concurrent with an event.
                     longest = LOOK_AGAIN if self._is_pooled else LONGEST_WAIT
                     async with asyncio.timeout(min(left, longest, *due)):
                         await bell.wait()
@@ -193,8 +192,7 @@ class PostgresQueue(Queue):
     async def _held(
         self, leases: Sequence[Lease], name: str, *values: Any, ring: bool = False
     ) -> list[Any]:
-        """Execute a statement for the leases that have not ended; return its rows. `ring` wakes
-        waiters."""
+        """Execute a statement for the leases that have not ended; return its rows."""
         if not leases:
             return []
         held = [[each.topic, each.id, each.token] for each in leases]
@@ -319,8 +317,7 @@ class PostgresQueue(Queue):
             asyncio.get_running_loop().add_reader(self._listener.fileno(), self._read_notifications)
 
     def _read_notifications(self) -> None:
-        """Process the notifications that arrived on the listener's connection between two
-        commands."""
+        """Process the notifications that arrived on the listener's connection between commands."""
         assert self._listener is not None, "it is dropped together with its reader"
         try:
             self._listener.pgconn.consume_input()
@@ -470,8 +467,7 @@ def _is_at_rest(db: Connection) -> bool:
 
 
 def _is_silent(db: Connection) -> bool:
-    """Return whether the server has sent nothing since the last use, such as an error or the end of
-    the connection."""
+    """Return whether the server has sent nothing (an error, or the end) since the last use."""
     poll = select.poll()
     poll.register(db.fileno(), select.POLLIN)
     return not poll.poll(0)

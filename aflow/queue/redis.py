@@ -71,8 +71,7 @@ _WORKERS = "@workers"  # no topic has this name
 
 
 class _Sentinel(Sentinel):
-    """Queries the sentinels for one call at a time: the library reorders their list concurrently
-    otherwise."""
+    """Queries the sentinels for one call at a time, since the library reorders their list."""
 
     def __init__(self, places: Sequence[tuple[str, int]], **options: Any) -> None:
         super().__init__([*places], **options)  # type: ignore[no-untyped-call]

@@ -227,8 +227,7 @@ class SqsService:
         self._place = place
         self._region = region
         self._endpoint = endpoint
-        # Created here rather than in a call, since it reads large files, which would block the
-        # event loop.
+        # Created here rather than in a call: it reads large files, which blocks the event loop.
         self._session = new_session("sqs")
         self._opening = asyncio.Lock()
         self._slots = asyncio.Semaphore(CALLS_AT_ONCE)
@@ -394,8 +393,7 @@ class _Rest(NamedTuple):
 
 
 class SqsQueue(Queue):
-    """The queue at `url`; see the module docstring. `open_store` opens the object store in
-    `?bodies=`."""
+    """The queue at `url`; see the module docstring. `open_store` opens the URL in `?bodies=`."""
 
     def __init__(
         self,
@@ -491,8 +489,7 @@ class SqsQueue(Queue):
             raise
 
     def _group(self, bundle: Sequence[SqsMessage]) -> dict[str, str]:
-        """Return the group of a message, for SQS's fair queues; that of the first entry for a
-        bundle."""
+        """Return the group of a message for SQS's fair queues; a bundle has its first entry's."""
         group = group_of(bundle[0].id) if self._is_fair else ""
         return {"MessageGroupId": group[:128]} if group else {}
 
@@ -560,8 +557,7 @@ class SqsQueue(Queue):
         """Return entries that were received but not leased to the queue, for other clients."""
         bundles = [*bundled(rest.entries), *([each] for each in rest.alone)]
         await self._send(name, bundles)
-        # Only after the put: if it had failed, these entries must be redelivered with their
-        # message.
+        # Only after the put: if it fails, these entries must be redelivered with the message.
         for handle in rest.parts:
             self._unsettled.get(handle, set()).discard(_REST)
         await self._service.in_calls(_DELETE, name, [_entry(handle) for handle in rest.whole])
@@ -629,8 +625,7 @@ class SqsQueue(Queue):
     def _held_from_now(
         self, topic: str, entry: SqsMessage, token: str, deliveries: int, ends: tuple[float, float]
     ) -> Lease:
-        """Return a new lease of an entry. `ends` is its expiry by the monotonic clock and since the
-        epoch."""
+        """Return a new lease of an entry. `ends`: by the monotonic clock and since the epoch."""
         until, expires_at = ends
         lease = Lease(
             topic=topic,
@@ -750,8 +745,7 @@ class SqsQueue(Queue):
         return [each for each in leases if _handle_of(each) in gone]
 
     async def _change(self, leases: Sequence[Lease], call: str, **values: int) -> list[Lease]:
-        """Make a batch call for the messages of these leases; return those that SQS no longer
-        knows."""
+        """Make a batch call for the leases' messages; return those that SQS no longer knows."""
         lost: list[Lease] = []
         for topic in dict.fromkeys(each.topic for each in leases):
             group = [each for each in leases if each.topic == topic]
@@ -896,8 +890,7 @@ def _handle_of(lease: Lease) -> str:
 
 
 def _visible(ttl: float) -> int:
-    """Return the visibility timeout for a lease: a second longer than the lease, which ends first
-    here."""
+    """Return the visibility timeout for a lease, a second longer than the lease."""
     return min(math.ceil(ttl) + 1, LONGEST_LEASE)
 
 

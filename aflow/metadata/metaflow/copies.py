@@ -115,8 +115,7 @@ class Copies:
     def _left(
         self, run: RunRecord, view: TaskView, manifest: Manifest
     ) -> Iterator[tuple[str, Entry]]:
-        """Return the artifacts of the task. If it has none, as after a failure, those of its input
-        task."""
+        """Return the artifacts of the task; if it has none (after a failure), its input task's."""
         inputs = decode_inputs(view.task.inputs) if view.task.inputs else None
         if not manifest.artifacts and not manifest.inherited and isinstance(inputs, FromTask):
             data = self.metadata.manifests(run.key, [inputs.task]).get(inputs.task)

@@ -432,8 +432,7 @@ class _Reading:
     # ------------------------------------------------------------ rows
 
     def _find_root(self) -> str:
-        """Return the root of the datastore that contains the values of the run; empty if
-        unknown."""
+        """Return the root of the datastore with the values of the run; empty if unknown."""
         rows = (row for each in self._artifacts.values() for rows in each.values() for row in rows)
         first = next(rows, None)
         root = self._fact("ds-root") or ""
@@ -495,8 +494,7 @@ class _Reading:
         return entry._replace(preview=facts) if kind == entry.type else entry
 
     def _value(self, entry: Entry | None) -> Any:
-        """Return the value of an artifact in Metaflow's datastore; None if it is missing or
-        unreadable."""
+        """Return an artifact's value from Metaflow's datastore; None if missing or unreadable."""
         if entry is None:
             return None
         try:
@@ -684,8 +682,7 @@ class _Reading:
 
 
 def _failed(batch: Batch) -> AttemptRecord | None:
-    """Return the first task whose latest attempt has failed, as that attempt; None if there is
-    none."""
+    """Return the failed attempt of the first task whose latest attempt has failed, or None."""
     latest = {each.task: each for each in batch.attempts}
     return next((a for a in latest.values() if a.state is AttemptState.FAILED), None)
 

@@ -373,8 +373,7 @@ class _Registering(SqliteMetadata):
         return metadata, records.copies_metadata(attempt, copies, left)
 
     def _origin_names(self, run: _Run, step: str, origin: str, task: int) -> tuple[str, str]:
-        """Return the names in the service of the run and the task whose result a task of this run
-        reuses."""
+        """Return the names in the service of the run and task whose result a task reuses."""
         found = self.run(run.flow, origin)
         known = None if found is None else self._known(found.key)
         if known is None:
@@ -406,8 +405,7 @@ class RegisteringMetadata(_Registering):
 
 
 class RegisteringStoreMetadata(_Registering, StoreMetadata):
-    """The metadata store in an object store, whose runs are registered with a service of
-    Metaflow's."""
+    """The metadata store in an object store; its runs are registered with Metaflow's service."""
 
     _needed = False
 

@@ -36,8 +36,7 @@ class RecordSource(Protocol):
 
     @property
     def folder(self) -> str | None:
-        """The folder of values that are in no datastore with a URL; None for a source without
-        one."""
+        """The folder of values that are in no datastore with a URL, or None."""
 
     def flows(self) -> list[Row]:
         """Return all flows."""

@@ -77,8 +77,7 @@ class WithHistory:
         known = {(run.flow, run.run) for run in runs}
         after = which.pop("after", None)
         for history in self._histories:
-            # Each history compares with the key that the last run of the previous page would have
-            # there.
+            # Each history compares with the key that the previous page's last run would have there.
             shifted = after and (after[0], after[1] - self._shift(history))
             for run in self._marked(history, history.runs(flow, after=shifted, **which)):
                 taken_over = (run.flow, run.run) in known
@@ -127,8 +126,7 @@ class WithHistory:
         return history.open_store(rest) if isinstance(history, MetaflowHistory) else None
 
     def __getattr__(self, name: str) -> Any:
-        """Forward calls with the key of a run to the store of the run, and all others to aflow's
-        own."""
+        """Forward calls with a run's key to the store of the run, all others to aflow's own."""
         own = getattr(self._own, name)
         if name.startswith("_") or not callable(own):
             return own

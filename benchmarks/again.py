@@ -1,4 +1,4 @@
-"""What it costs not to compute again, and to begin: whole commands."""
+"""The cost of reusing results and of starting up, measured with complete commands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WIDE = ("--max-workers", 2, "--max-num-splits", 1_000_000, "--isolation", "worke
 
 
 def resume(bench: Bench) -> list[Row]:
-    """A resume that takes over all tasks but the last one."""
+    """A resume that reuses all tasks except the last one."""
     tasks = bench.size(1000, 200)
     bench.run(*fan_command("worker", tasks))
     command = ("flows/fan.py", "--no-pylint", "resume", "end", "--max-num-splits", 1_000_000)
@@ -22,7 +22,7 @@ def resume(bench: Bench) -> list[Row]:
 
 
 def cached(bench: Bench) -> list[Row]:
-    """A run of which nothing has changed."""
+    """A cached run in which nothing has changed."""
     tasks = bench.size(1000, 200)
     command = (*fan_command("worker", tasks), "--cache")
     first = bench.run(*command).seconds
@@ -32,7 +32,7 @@ def cached(bench: Bench) -> list[Row]:
 
 
 def beginnings(bench: Bench) -> list[Row]:
-    """What is paid before anything happens."""
+    """The cost before anything happens."""
     taken = interleaved(
         bench.rounds,
         {
@@ -51,7 +51,7 @@ def beginnings(bench: Bench) -> list[Row]:
 
 
 def garbage(bench: Bench) -> list[Row]:
-    """Deleting runs of many tasks, each with a blob and a log of its own."""
+    """Deleting runs of many tasks, each with a separate blob and log."""
     tasks = bench.size(10_000, 1000)
     bench.run("flows/blobs.py", "--no-pylint", "run", *WIDE, "--n", tasks)
     began = bench.run("flows/gc_all.py").seconds

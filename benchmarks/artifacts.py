@@ -1,10 +1,10 @@
-"""How fast artifacts are stored and loaded, without a run around them.
+"""The speed of storing and loading artifacts, without a run.
 
     python benchmarks/artifacts.py [--megabytes 1024] [--folder .bench/artifacts] [--rounds 3]
 
-prints one JSON object a line: {"name", "value", "unit"}. Saves are the median of the rounds, each
-of new random floats, with the array itself in memory before the clock starts; `fsync` and all
-when durable. Every measured thing runs in a fresh process, so that peak memory is its own.
+prints one JSON object per line: {"name", "value", "unit"}. Saves are the median of the rounds, each
+with new random floats that are in memory before the clock starts; durable saves include fsync.
+Every measurement runs in a new process, so that its peak memory is separate.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-# ------------------------------------------------------------------ one measure, one process
+# ------------------------------------------------------------------ measurements, one per process
 
 
 def random_floats(options: argparse.Namespace) -> Any:
@@ -77,7 +77,7 @@ def random_floats(options: argparse.Namespace) -> Any:
 
 
 def peak() -> float:
-    """The most memory that this process has had, in MB (ru_maxrss counts KiB)."""
+    """Return the peak memory of this process in MB (ru_maxrss is in KiB)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -97,8 +97,8 @@ def save(options: argparse.Namespace, durable: bool, name: str) -> dict[str, flo
 
 
 def plain_write(options: argparse.Namespace, array: Any, durable: bool) -> float:
-    """The seconds that the machine itself takes for the same bytes, in the same process: on a
-    virtual machine the page cache alone varies more than anything that aflow does."""
+    """Return the seconds of a plain write of the same bytes in the same process: on a virtual
+    machine the page cache alone varies more than aflow's own time."""
     rest = memoryview(array).cast("B")
     began = time.perf_counter()
     with open(options.folder / "plain", "wb", buffering=0) as file:

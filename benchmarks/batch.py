@@ -1,12 +1,12 @@
-"""Tasks as jobs of AWS Batch: what a job does of its own, and what is asked of AWS.
+"""Tasks as jobs of AWS Batch: the overhead of a job, and the number of requests to AWS.
 
     python -m benchmarks.batch [--tasks 1000]
 
-prints one JSON object a line: {"name", "value", "unit"}. AWS is the stand-in of the tests, whose
-jobs are processes of this machine. `own_work` is the median time from the start of a job to its
-end, of tasks that keep 100 kB and print a line: imports, package, inputs, output, log;
-`own_work_cpu` the processor time of one. `submission_calls` are all calls but polls until a foreach
-of `--tasks` is submitted, `polls` those a second while it runs.
+prints one JSON object per line: {"name", "value", "unit"}. AWS is the stand-in of the tests, whose
+jobs are local processes. `own_work` is the median time from the start of a job to its end, for
+tasks that store 100 kB and print a line: imports, package, inputs, output, log. `own_work_cpu` is
+the processor time of one job. `submission_calls` are all calls except polls until a foreach of
+`--tasks` is submitted, `polls` the polls per second while it runs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.support.aws.furnished import Account
 from tests.support.faulty import FaultyProxy
 
 HERE = Path(__file__).resolve().parent
-WATCHED = 20.0  # seconds in which polls are counted
+WATCHED = 20.0  # seconds during which polls are counted
 
 
 def main() -> None:

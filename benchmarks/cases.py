@@ -1,7 +1,7 @@
-"""What is measured, case by case; each gives rows for the table.
+"""The benchmark cases; each returns rows for the table.
 
-Costs of a task are slopes: (time of many - time of few) / (many - few), so that start-up is not
-in them.
+Costs per task are slopes: (time of many - time of few) / (many - few), so that they do not include
+start-up.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ MILLI = 1e3
 
 
 def fan(bench: Bench, isolation: str) -> Callable[[int], float]:
-    """Seconds of a whole foreach run of so many trivial tasks."""
+    """Return the seconds of a complete foreach run of trivial tasks."""
     return lambda n: bench.run(*fan_command(isolation, n)).seconds
 
 
 def fan_command(isolation: str, n: int) -> tuple[object, ...]:
-    """The command line of a foreach run with two workers."""
+    """Return the command line of a foreach run with two workers."""
     options = ("--max-workers", 2, "--max-num-splits", 1_000_000, "--isolation", isolation)
     return ("flows/fan.py", "--no-pylint", "run", *options, "--n", n)
 
 
 def printed(bench: Bench, script: str) -> Callable[[int], float]:
-    """Seconds that a peer's program says its work took."""
+    """Return the seconds that a peer's program reports for its work."""
     return lambda n: bench.run(script, n).figure("run_seconds")
 
 
 def start(bench: Bench) -> list[Row]:
-    """A whole command: the two-step flow, by both of the ways to run it."""
+    """A complete command: the two-step flow, started in both ways."""
     script = sys.executable
     ours, theirs = "flows/two_steps.py", "peers/metaflow_two_steps.py"
     commands = {
@@ -44,7 +44,7 @@ def start(bench: Bench) -> list[Row]:
         "metaflow": (script, HERE / theirs, "--no-pylint", "run"),
     }
     for command in commands.values():
-        bench.run_command(*command)  # the store exists, the files are in memory
+        bench.run_command(*command)  # warm up: the store exists, the files are in memory
 
     def seconds(command: tuple[object, ...]) -> float:
         return bench.run_command(*command).seconds
@@ -63,7 +63,7 @@ def start(bench: Bench) -> list[Row]:
 
 
 def foreach_task(bench: Bench) -> list[Row]:
-    """A process for each task, beside Metaflow's and a bare fork."""
+    """One process per task, compared with Metaflow and a bare fork."""
 
     def metaflow(n: int) -> float:
         options = ("--max-workers", 2, "--max-num-splits", 1000, "--n", n)
@@ -87,7 +87,7 @@ def foreach_task(bench: Bench) -> list[Row]:
 
 
 def foreach_worker(bench: Bench) -> list[Row]:
-    """Many tasks a process, durability power, beside Ray and Dask, which store nothing."""
+    """Many tasks per process, durability `power`. The peers Ray and Dask store nothing."""
     few, many = 1000, bench.size(11_000, 4000)
     taken = interleaved(
         bench.size(5, 2),
@@ -106,7 +106,7 @@ def foreach_worker(bench: Bench) -> list[Row]:
 
 
 def wide(bench: Bench) -> list[Row]:
-    """A hundred thousand tasks and their join: as cheap a task as a thousand."""
+    """A hundred thousand tasks and their join: the cost per task must equal that of a thousand."""
     tasks = bench.size(100_000, 20_000)
     last: list[Finished] = []
 
@@ -132,7 +132,7 @@ def wide(bench: Bench) -> list[Row]:
 
 
 def coroutines(bench: Bench) -> list[Row]:
-    """Ten thousand coroutines that wait a second."""
+    """Ten thousand coroutines that wait for a second."""
     tasks = bench.size(10_000, 2000)
     floor = bench.run("peers/asyncio_waiting.py", tasks)
     options = ("--max-workers", tasks, "--max-num-splits", tasks, "--n", tasks)
@@ -145,7 +145,7 @@ def coroutines(bench: Bench) -> list[Row]:
 
 
 def array(bench: Bench) -> list[Row]:
-    """An array from one task to the next, beside Metaflow."""
+    """An array that is passed from one task to the next, compared with Metaflow."""
     mb = bench.size(256, 64)
     both = {"aflow": "flows/large_array.py", "metaflow": "peers/metaflow_array.py"}
     done = {
@@ -162,7 +162,7 @@ def array(bench: Bench) -> list[Row]:
 
 
 def lines(bench: Bench) -> list[Row]:
-    """Printed lines: none lost, none out of order, fast, soon on the screen."""
+    """Printed lines: none lost, none out of order, throughput, delay until displayed."""
     few, many = 1000, bench.size(100_000, 20_000)
     both = {"aflow": "flows/lines.py", "metaflow": "peers/metaflow_lines.py"}
 

@@ -1,9 +1,9 @@
-"""What it costs to look at runs and tasks with the client.
+"""The cost of listing runs and tasks with the client.
 
     python benchmarks/client.py [--runs 1000] [--tasks 100000] [--folder .bench/client]
 
-prints one JSON object a line: {"name", "value", "unit"}. Runs and tasks are records as real ones
-leave them. Memory is what Python has allocated at its peak while a list is gone through.
+prints one JSON object per line: {"name", "value", "unit"}. Runs and tasks are records like those of
+real runs. Memory is the peak of Python's allocations while iterating over a list.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Time what people do."""
+    """Measure typical queries."""
     wide = f"Wide/{options.runs}"
     report(f"client.list_{options.runs}_runs", lambda: sum(1 for _ in Flow("Wide").runs()))
     report("client.latest_run", lambda: Flow("Wide").latest_run)
@@ -61,7 +61,7 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def report(name: str, look: Callable[[], object]) -> None:
-    """Print what the quickest of three looks took."""
+    """Print the time of the fastest of three queries."""
     taken = []
     for _ in range(3):
         begun = time.perf_counter()
@@ -75,7 +75,7 @@ def write(name: str, value: float, unit: str) -> None:
 
 
 def fill(store: SqliteMetadata, runs: int, tasks: int) -> None:
-    """So many runs of a flow, the last of them with so many tasks of one step."""
+    """Create runs of a flow, the last of them with many tasks of one step."""
     for number in range(1, runs + 1):
         record = RunRecord(
             0, "Wide", str(number), RunState.SUCCEEDED, "ann", float(number), number + 1.0, 0,
@@ -89,7 +89,7 @@ def fill(store: SqliteMetadata, runs: int, tasks: int) -> None:
 
 
 def batch_of(numbers: range) -> Batch:
-    """Tasks that have succeeded."""
+    """Return a batch of succeeded tasks."""
     done = AttemptState.SUCCEEDED
     return Batch(
         tasks=[TaskRecord(number, "work", 1.0, 0, number) for number in numbers],

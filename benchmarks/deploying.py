@@ -1,11 +1,11 @@
-"""What deploying a flow to Step Functions costs, and what its jobs cost of their own.
+"""The cost of deploying a flow to Step Functions, and the overhead of its jobs.
 
     python -m benchmarks.deploying [--quick]
 
-prints one JSON object a line: {"name", "value", "unit"}. `compile` is the plan of a flow of 200
-steps (time of the processor), made without asking anybody: its machine, its order, the definitions
-of its jobs. `job` is one job of a step that does nothing, from the start of its interpreter to its
-end, by the clock and of the processor; S3 is a moto server on the same machine, and so is the
+prints one JSON object per line: {"name", "value", "unit"}. `compile` is the processor time for the
+plan of a flow with 200 steps, made without requests: its state machine, its order, its job
+definitions. `job` is one job of a step that does nothing, from the start of its interpreter to its
+exit, as wall clock and processor time; S3 is a moto server on the same machine, and so is the
 metadata service.
 """
 
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def compile_time(folder: Path, times: int) -> float:
-    """Milliseconds of the plan of 200 steps."""
+    """Return the milliseconds for the plan of 200 steps."""
     count = 198
     steps = "".join(
         STEP.format(decorators=f"retry(times={number % 4})", number=number, following=number + 1)
@@ -112,7 +112,7 @@ def compile_time(folder: Path, times: int) -> float:
 
 
 def jobs(folder: Path, times: int) -> tuple[list[float], list[float]]:
-    """Milliseconds of jobs, by the clock and of the processor."""
+    """Return the milliseconds of jobs, as wall clock and processor time."""
     stand_in = StandIn(folder)
     try:
         os.environ.update(stand_in.settings)

@@ -1,10 +1,10 @@
-"""How long a run keeps the event loop of the program that embeds it from its own work.
+"""The delays that a run causes on the event loop of the program that embeds it.
 
     python -m benchmarks.embedded [--tasks 10000] [--isolation worker] [--workers 16]
 
-A heartbeat on the host's loop asks to be called every millisecond. What it is late by is what a
-request of an embedding service would wait. Beside it: the processor time that the loop's thread
-has used meanwhile, which other work of the machine cannot lengthen. Prints JSON lines.
+A heartbeat is scheduled on the host's loop every millisecond. Its delay is how long a request of an
+embedding service would wait. The processor time that the loop's thread used in between is measured
+as well, since other processes do not affect it. Prints JSON lines.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from aflow import Coordinator, FlowSpec, Parameter, step
 from aflow._core.settings import Isolation, RunOptions
 
-BEAT = 0.001  # seconds between beats of the host's heart
+BEAT = 0.001  # seconds between heartbeats of the host
 
 
 class EmbeddedFan(FlowSpec):
@@ -48,7 +48,7 @@ class EmbeddedFan(FlowSpec):
 
 
 class Heart:
-    """Beats on the loop, and knows how late it was: (seconds late, seconds of processor time)."""
+    """A heartbeat on the loop that records (seconds of delay, seconds of processor time)."""
 
     def __init__(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._beat())
@@ -61,12 +61,12 @@ class Heart:
             self.beats.append((time.perf_counter() - due, time.thread_time() - used))
 
     def stop(self) -> None:
-        """Stop beating."""
+        """Stop the heartbeat."""
         self._task.cancel()
 
 
 async def measure(tasks: int, isolation: Isolation, workers: int = 16) -> None:
-    """One run of so many tasks."""
+    """Measure one run."""
     idle = Heart()
     await asyncio.sleep(2)
     idle.stop()
@@ -97,7 +97,7 @@ async def measure(tasks: int, isolation: Isolation, workers: int = 16) -> None:
 
 
 def tell(name: str, value: float, unit: str) -> None:
-    """One figure."""
+    """Print one figure."""
     print(json.dumps({"name": name, "value": round(value, 3), "unit": unit}), flush=True)
 
 

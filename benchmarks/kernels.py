@@ -1,11 +1,12 @@
-"""The parts alone: programs of this folder that print JSON lines of name, value, unit."""
+"""Benchmarks of single components: programs of this folder that print JSON lines of name, value,
+unit."""
 
 from __future__ import annotations
 
 from benchmarks.measure import Bench
 from benchmarks.rows import Row, at_least, at_most
 
-# Bars by the figure's name; figures without one are shown for information.
+# Limits by the figure's name; figures without one are for information only.
 AT_MOST = {
     "machine.microseconds_per_event": 15.0,
     "machine.bytes_per_finished_task": 300.0,
@@ -26,7 +27,7 @@ AT_LEAST = {
 
 
 def rows_of(case: str, figures: dict[str, tuple[float, str]]) -> list[Row]:
-    """A row for each figure, with its bar if it has one."""
+    """Return a row for each figure, with its limit if it has one."""
     rows = []
     for name, (value, unit) in figures.items():
         if name in AT_MOST:
@@ -45,12 +46,12 @@ def machine(bench: Bench) -> list[Row]:
 
 
 def slots(bench: Bench) -> list[Row]:
-    """Admission to what a machine has, alone."""
+    """Admission to the slots of a machine alone."""
     return rows_of("slots", bench.json_lines("slots.py", bench.size(100_000, 20_000)))
 
 
 def artifacts(bench: Bench) -> list[Row]:
-    """Arrays and tables, stored and loaded without a run around them."""
+    """Arrays and tables, stored and loaded without a run."""
     size, rounds = bench.size(1024, 256), bench.size(3, 1)
     folder = bench.folder / "artifacts"
     options = ("--megabytes", size, "--rounds", rounds, "--folder", folder)
@@ -58,7 +59,7 @@ def artifacts(bench: Bench) -> list[Row]:
 
 
 def metadata(bench: Bench) -> list[Row]:
-    """What a commit costs a task."""
+    """The cost of a commit per task."""
     options = ("--tasks", bench.size(4000, 800), "--folder", bench.folder / "metadata")
     return rows_of("metadata", bench.json_lines("metadata.py", *options))
 

@@ -1,9 +1,10 @@
-"""What the scheduler costs: a wide foreach and its join through a RunMachine alone.
+"""The cost of the scheduler: a wide foreach and its join in a RunMachine alone.
 
     python benchmarks/machine.py [TASKS]
 
-Prints JSON lines of name, value and unit. Every task has two events (begun, ended). Times are
-processor time, since nothing here waits; they include making the events, the smaller part.
+Prints JSON lines of name, value and unit. Every task has two events (started, finished). Times are
+processor time, since nothing waits here; they include creating the events, which is the smaller
+part.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def wide(flow: str = "Wide") -> Graph:
 
 
 def outcomes(tasks: int) -> dict[str, Outcome]:
-    """How each step ends."""
+    """Return the outcome of each step."""
     done = AttemptState.SUCCEEDED
     return {
         "start": Outcome(done, Transition(("body",), "xs", tasks)),
@@ -55,7 +56,7 @@ def outcomes(tasks: int) -> dict[str, Outcome]:
 
 
 def run(tasks: int) -> tuple[RunMachine, int]:
-    """Drive a run of so many items to its end; the machine, and how many events it took."""
+    """Drive a run to its end, and return the machine and the number of events."""
     machine = RunMachine(wide(), {}, max_workers=WORKERS, max_num_splits=tasks)
     ends = outcomes(tasks)
     todo = machine.handle(RunStarted(), 0.0)
@@ -75,7 +76,7 @@ def run(tasks: int) -> tuple[RunMachine, int]:
 
 
 def grown(tasks: int) -> int:
-    """Bytes that the machine has grown by when all items but the last few have finished."""
+    """Return the growth of the machine in bytes once all items but the last few have finished."""
     tracemalloc.start()
     machine = RunMachine(wide(), {}, max_workers=WORKERS, max_num_splits=tasks)
     ends = outcomes(tasks)
@@ -96,7 +97,7 @@ def grown(tasks: int) -> int:
 
 
 def journal() -> tuple[float, float, int]:
-    """Milliseconds to encode and to decode a batch of events, and its size in bytes."""
+    """Return the milliseconds to encode and to decode a batch of events, and its size in bytes."""
     ends = [Outcome(AttemptState.SUCCEEDED, Transition(("join",))) for _ in range(BATCH)]
     events: list[tuple[float, Event]] = [
         (1.7e9, AttemptEnded(100_000 + n, 0, outcome)) for n, outcome in enumerate(ends)
@@ -114,7 +115,7 @@ def journal() -> tuple[float, float, int]:
 
 
 def report(name: str, value: float, unit: str) -> None:
-    """One line of the answer."""
+    """Print one figure."""
     print(json.dumps({"name": name, "value": round(value, 3), "unit": unit}), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Running programs and taking their time: whole commands, slopes, medians of interleaved rounds."""
+"""Run and time programs: complete commands, slopes, medians of interleaved rounds."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ HERE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Finished:
-    """A program that has ended well. `peak_mb` is the peak memory of its first process."""
+    """A program that has succeeded. `peak_mb` is the peak memory of its first process."""
 
     seconds: float
     output: str
     peak_mb: float
 
     def figure(self, name: str) -> float:
-        """The number that the program printed after `name`."""
+        """Return the number that the program printed after `name`."""
         found = re.search(rf"\b{name} ([0-9.eE+-]+)", self.output)
         if found is None:
             raise SystemExit(f"The program printed no {name!r}:\n{self.output[-2000:]}")
@@ -34,7 +34,7 @@ class Finished:
 
 
 class Bench:
-    """Where programs are run: a scratch folder, its own environment, no settings from outside."""
+    """The environment of measured programs: a scratch folder, and no settings of the user."""
 
     def __init__(self, folder: Path, quick: bool) -> None:
         self.quick = quick
@@ -56,13 +56,13 @@ class Bench:
         }
 
     def size(self, full: int, quick: int) -> int:
-        """How much to do: `full`, or `quick` where somebody is in a hurry."""
+        """Return the size of a benchmark: `full`, or `quick` with --quick."""
         return quick if self.quick else full
 
     def start(
         self, *arguments: object, env: Mapping[str, str] | None = None
     ) -> subprocess.Popen[str]:
-        """A Python program of benchmarks/ that has just been started."""
+        """Start a Python program of benchmarks/."""
         script, *rest = arguments
         return self._start(sys.executable, HERE / str(script), *rest, env=env)
 
@@ -80,12 +80,12 @@ class Bench:
         )
 
     def run(self, *arguments: object, env: Mapping[str, str] | None = None) -> Finished:
-        """Run a Python program of benchmarks/ to its end; leaves with its output if it fails."""
+        """Run a Python program of benchmarks/; if it fails, exit with its output."""
         script, *rest = arguments
         return self.run_command(sys.executable, HERE / str(script), *rest, env=env)
 
     def run_command(self, *command: object, env: Mapping[str, str] | None = None) -> Finished:
-        """Run a command to its end; leaves with its output if it fails."""
+        """Run a command; if it fails, exit with its output."""
         began = time.perf_counter()
         process = self._start(*command, env=env)
         peak = Peak(process.pid)
@@ -98,7 +98,7 @@ class Bench:
         return Finished(seconds, output, peak_mb)
 
     def json_lines(self, *arguments: object) -> dict[str, tuple[float, str]]:
-        """Run a program that prints JSON lines: value and unit by name."""
+        """Run a program that prints JSON lines, and return value and unit by name."""
         figures = {}
         for line in self.run(*arguments).output.splitlines():
             if line.startswith("{"):
@@ -108,7 +108,7 @@ class Bench:
 
 
 class Peak:
-    """Watches the peak memory of a process: the kernel keeps it, so a look now and then will do."""
+    """Monitors the peak memory of a process by polling the maximum that the kernel maintains."""
 
     def __init__(self, pid: int) -> None:
         self._status = Path(f"/proc/{pid}/status")
@@ -127,7 +127,7 @@ class Peak:
                 self._peak = max(self._peak, int(found[1]) / 1024)
 
     def stop(self) -> float:
-        """Stop watching; the peak in MB."""
+        """Stop polling, and return the peak in MB."""
         self._over.set()
         self._thread.join()
         return self._peak
@@ -137,9 +137,9 @@ Measurement = Callable[[], float]
 
 
 def interleaved(rounds: int, measurements: Mapping[str, Measurement]) -> dict[str, float]:
-    """The median of each measurement over rounds in which each is taken once, in turn (A B A B).
+    """Return the median of each measurement over rounds that take each once, in turn (A B A B).
 
-    So whatever else the machine does hits all of them alike.
+    So other load on the machine affects all of them equally.
     """
     taken: dict[str, list[float]] = {name: [] for name in measurements}
     for _ in range(rounds):
@@ -149,8 +149,8 @@ def interleaved(rounds: int, measurements: Mapping[str, Measurement]) -> dict[st
 
 
 def slope(cost: Callable[[int], float], small: int, large: int) -> float:
-    """What one more costs: (large - small) in seconds over their difference.
+    """Return the cost per item: the difference of the times divided by the difference of the sizes.
 
-    Start-up is in both and falls out.
+    Start-up is part of both times and cancels out.
     """
     return (cost(large) - cost(small)) / (large - small)

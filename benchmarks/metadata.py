@@ -1,9 +1,9 @@
-"""What it costs to commit a task to the metadata, without a run around it.
+"""The cost of committing a task to the metadata, without a run.
 
     python benchmarks/metadata.py [--tasks 4000] [--folder .bench/metadata]
 
-prints one JSON object a line: {"name", "value", "unit"}. A task is one record, one attempt with a
-manifest of the usual size, and its part of the journal; a batch is what one commit holds. The
+prints one JSON object per line: {"name", "value", "unit"}. A task is one record, one attempt with a
+manifest of typical size, and its part of the journal; a batch is the tasks of one commit. The
 figures of durability `power` are mostly those of the disk: each commit waits for it.
 """
 
@@ -21,7 +21,7 @@ from aflow.scheduler.states import AttemptState, RunState
 
 BATCHES = (1, 20, 100)
 MANIFEST = bytes(300)
-EVENTS = bytes(25)  # of the journal, for each task
+EVENTS = bytes(25)  # each task's part of the journal
 INPUTS = bytes(4)
 
 
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def report(options: argparse.Namespace, durability: str, size: int) -> None:
-    """Commit so many tasks in batches of one size, and print what each cost."""
+    """Commit tasks in batches of one size, and print the cost per task."""
     batches = batches_of(size, options.tasks if durability == "process" else options.tasks // 4)
     store = SqliteMetadata(options.folder / f"{durability}-{size}.db", durability=durability)
     run = store.create_run(
@@ -53,7 +53,7 @@ def report(options: argparse.Namespace, durability: str, size: int) -> None:
 
 
 def batches_of(size: int, tasks: int) -> list[Batch]:
-    """The batches of a foreach of so many tasks."""
+    """Return the batches of a foreach."""
     return [
         Batch(
             EVENTS * size,

@@ -1,4 +1,4 @@
-"""What a run printed: whether all of it is there, and how soon it was."""
+"""Checks of a run's output: completeness, order and delays."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LINE = re.compile(r"\bline (\d+) ([\d.]+)$")
 
 
 def lines_in_order(output: str, n: int) -> None:
-    """Leaves with a message unless lines 0 to n - 1 are there, each once, in order."""
+    """Exit with a message unless the output has lines 0 to n - 1, each once and in order."""
     seen = [int(found[1]) for found in map(LINE.search, output.splitlines()) if found]
     if seen != list(range(n)):
         first = next((i for i, each in enumerate(seen) if i != each), len(seen))
@@ -19,9 +19,9 @@ def lines_in_order(output: str, n: int) -> None:
 
 
 def delays(bench: Bench, script: str, rate: int, n: int) -> float:
-    """Seconds from print to the reader of the run's output that 99 of 100 lines keep within.
+    """Return the 99th percentile of the seconds from a print to the reader of the run's output.
 
-    The clock is the machine's monotonic one, the same in all processes.
+    All processes use the machine's monotonic clock.
     """
     process = bench.start(script, "--no-pylint", "run", "--n", n, "--rate", rate)
     assert process.stdout is not None

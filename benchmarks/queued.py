@@ -1,11 +1,11 @@
-"""Tasks that workers take from a queue: how many a second, and how soon one begins.
+"""Tasks that workers take from a queue: their throughput, and how soon one starts.
 
     python -m benchmarks.queued [--tasks 3000] [backend...]
 
-prints one JSON object a line: {"name", "value", "unit"}. One worker process with two slots, one
-coordinator, brokers that are private ones, all on this machine. `tasks` is a slope: (time of many -
-time of few) / (many - few), so that start-up is not in it. `begin` is the median time from the
-moment that a task is ready to the moment that it runs, in a flow whose tasks come one by one.
+prints one JSON object per line: {"name", "value", "unit"}. One worker process with two slots, one
+coordinator and private brokers, all on this machine. `tasks` is a slope: (time of many - time of
+few) / (many - few), so that it does not include start-up. `begin` is the median time from the
+moment when a task is ready to its start, in a flow of consecutive tasks.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def measure(name: str, url: str, folder: Path, tasks: int, isolation: str) -> None:
-    """The figures of one broker."""
+    """Print the figures of one broker."""
     bench = Bench(folder / "work", quick=False)
     bench.environment.update({k: v for k, v in os.environ.items() if k.startswith("AWS_")})
     remote = ("run", "--executor", "queue", "--queue", url, "--isolation", isolation)
@@ -53,7 +53,7 @@ def measure(name: str, url: str, folder: Path, tasks: int, isolation: str) -> No
         return bench.run("flows/fan.py", "--no-pylint", *remote, *limits, "--n", n).seconds
 
     with worker(bench, url):
-        fan(10)  # the template is warm, the store exists
+        fan(10)  # warm up: the zygote has started, the store exists
         cost = slope(fan, FEW, tasks)
         tell(f"queued.{name}_tasks", 1 / cost, "tasks/s")
         bench.run("flows/chain.py", "--no-pylint", *remote)
@@ -62,7 +62,7 @@ def measure(name: str, url: str, folder: Path, tasks: int, isolation: str) -> No
 
 @contextmanager
 def worker(bench: Bench, url: str) -> Iterator[None]:
-    """A worker with two slots."""
+    """Run a worker with two slots."""
     command = [sys.executable, "-m", "aflow", "worker", "--queue", url, "--slots", "2"]
     with (bench.folder / "worker.log").open("wb") as log:
         process = subprocess.Popen(
@@ -76,7 +76,7 @@ def worker(bench: Bench, url: str) -> Iterator[None]:
 
 
 def begin(folder: Path) -> float:
-    """The median time from ready to running, of the tasks of the latest chain."""
+    """Return the median time from ready to running of the tasks of the latest chain."""
     database = sqlite3.connect(folder / ".aflow" / "metadata.db")
     rows = database.execute(
         "SELECT attempts.started_at - tasks.created_at FROM attempts JOIN tasks"

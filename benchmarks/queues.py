@@ -1,12 +1,12 @@
-"""What messages cost in each kind of queue, and how soon a waiting call is woken.
+"""The cost of messages in each kind of queue, and how soon a waiting call is woken.
 
     python -m benchmarks.queues [--messages 5000] [backend...]
 
-prints one JSON object a line: {"name", "value", "unit"}. `put`, `lease` and `ack` are calls of a
-hundred messages each; `single` leases and acknowledges one after the other, as a worker with one
-slot does; `wake` is the median time from a put to the answer of a lease that has waited for it.
-Servers are private ones, started as tests start them; SQS is moto, which is slow itself, and so has
-fewer.
+prints one JSON object per line: {"name", "value", "unit"}. `put`, `lease` and `ack` are calls with
+a hundred messages each; `single` leases and acknowledges one message after the other, as a worker
+with one slot does; `wake` is the median time from a put to the return of a waiting lease call. The
+servers are private and started as in tests; SQS is moto, which is slow itself and gets fewer
+messages.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 async def measure(name: str, url: str, count: int) -> None:
-    """All figures of one queue."""
+    """Print all figures of one queue."""
     queue = open_queue(url)
     other = queue if name == "memory" else open_queue(url)
     for what, value in {
@@ -104,9 +104,9 @@ def messages(count: int) -> list[Message]:
 
 
 async def rates(queue: Queue, count: int) -> dict[str, float]:
-    """Messages a second that are put, leased and acknowledged, by the hundred."""
+    """Return the messages per second of put, lease and ack, in calls of a hundred."""
     stopwatch = Stopwatch(count)
-    await queue.lease(["t"], 1, LONG)  # connections, tables
+    await queue.lease(["t"], 1, LONG)  # warm up: creates connections and tables
     waiting = messages(count)
     with stopwatch("put"):
         for first in range(0, count, BATCH):
@@ -122,7 +122,7 @@ async def rates(queue: Queue, count: int) -> dict[str, float]:
 
 
 async def singles(queue: Queue, count: int) -> float:
-    """Messages a second that one user leases and acknowledges one by one."""
+    """Return the messages per second that one client leases and acknowledges one by one."""
     await queue.put("t", messages(count))
     stopwatch = Stopwatch(count)
     with stopwatch("single"):
@@ -132,12 +132,12 @@ async def singles(queue: Queue, count: int) -> float:
 
 
 async def wake(queue: Queue, other: Queue) -> float:
-    """Seconds from a put to the answer of a lease that waits."""
+    """Return the seconds from a put to the return of a waiting lease call."""
     times = []
     for _ in range(WAKES):
         async with asyncio.TaskGroup() as group:
             waiting = group.create_task(other.lease(["w"], 1, LONG, 20.0))
-            await asyncio.sleep(0.05)  # so long that it waits
+            await asyncio.sleep(0.05)  # until the lease call is waiting
             begun = time.perf_counter()
             await queue.put("w", messages(1))
             leases = await waiting
@@ -147,7 +147,7 @@ async def wake(queue: Queue, other: Queue) -> float:
 
 
 class Stopwatch:
-    """Rates of blocks, each of so many messages."""
+    """Measures the message rates of code blocks."""
 
     def __init__(self, count: int) -> None:
         self.count = count

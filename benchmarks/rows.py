@@ -1,4 +1,4 @@
-"""The table: what was measured, beside whom, and whether it meets its bar."""
+"""The table of results: the figures, the peers' figures, and whether the limits are met."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. `met` is None where there is no bar.
+    """One line of the table. `met` is None if there is no limit.
 
-    `value` is aflow's figure, `peer` the other one's, both in `unit`.
+    `value` is aflow's figure, `peer` that of the peer, both in `unit`.
     """
 
     case: str
@@ -29,7 +29,7 @@ class Row:
 
     @property
     def better(self) -> float | None:
-        """How many times better aflow is than the peer; below 1 it is worse."""
+        """The factor by which aflow is better than the peer; below 1 it is worse."""
         if not self.peer or not self.value:
             return None
         return self.value / self.peer if self.more_is_better else self.peer / self.value
@@ -44,7 +44,7 @@ def at_most(
     peer: float | None = None,
     peer_name: str = "",
 ) -> Row:
-    """A row whose bar is an upper limit."""
+    """Return a row with an upper limit."""
     bar = f"<= {limit:g} {unit}"
     return Row(case, what, value, unit, peer, peer_name, bar, value <= limit)
 
@@ -58,7 +58,7 @@ def at_least(
     peer: float | None = None,
     peer_name: str = "",
 ) -> Row:
-    """A row whose bar is a lower limit."""
+    """Return a row with a lower limit."""
     bar = f">= {limit:g} {unit}"
     return Row(case, what, value, unit, peer, peer_name, bar, value >= limit, True)
 
@@ -67,7 +67,7 @@ HEADINGS = ("case", "what", "aflow", "peer", "better", "bar", "")
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """The row as texts."""
+    """Return the cells of a row as strings."""
     peer = "" if row.peer is None else f"{row.peer:.4g} {row.unit} ({row.peer_name})"
     better = "" if row.better is None else f"{row.better:.3g}x"
     verdict = {True: "met", False: "MISSED", None: ""}[row.met]
@@ -75,7 +75,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """All rows, in columns, as Markdown."""
+    """Return the rows as a Markdown table."""
     texts = [HEADINGS, *(cells(row) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     lines = [
@@ -89,7 +89,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def save(path: Path, rows: Sequence[Row], quick: bool) -> None:
-    """Write the rows and what they were measured on as JSON."""
+    """Write the rows and a description of the machine as JSON."""
     machine = {
         "python": platform.python_version(),
         "system": platform.platform(),

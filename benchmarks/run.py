@@ -1,12 +1,12 @@
-"""Measures aflow beside its peers and prints a table. `scripts/bench` makes the environment for it.
+"""Compares aflow with its peers and prints a table. `scripts/bench` creates the environment for it.
 
     scripts/bench                    everything; takes a while
     scripts/bench start foreach-task
     scripts/bench --quick            smaller and fewer rounds: a first look
 
-The same machine, the same run, medians of interleaved rounds (A B A B ...). Costs of a task are
-slopes: (time of many - time of few) / (many - few), so that start-up is not in them. The table is
-kept as JSON beside the scratch folder (`--json`).
+All are measured on the same machine and in the same run, as medians of interleaved rounds (A B A B
+...). Costs per task are slopes: (time of many - time of few) / (many - few), so that they do not
+include start-up. The table is saved as JSON next to the scratch folder (`--json`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from benchmarks.rows import Row, save, table
 
 
 def pages(bench: Bench) -> list[Row]:
-    """What a browser takes to show a run."""
-    from benchmarks import ui  # it needs selenium, which no other case does
+    """The time that a browser takes to show a run."""
+    from benchmarks import ui  # lazy: needs selenium, unlike all other cases
 
     return ui.of_bench(bench)
 
@@ -51,7 +51,7 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
 
 
 def arguments() -> argparse.Namespace:
-    """The command line, read."""
+    """Return the parsed command line."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(CASES)}")
     parser.add_argument("--quick", action="store_true", help="smaller and fewer rounds")
@@ -74,8 +74,8 @@ def main() -> None:
         try:
             rows += CASES[name](bench)
         except (SystemExit, Exception) as error:  # noqa: BLE001 -- it is printed
-            # One case that cannot be measured here (a missing server or library) or that is broken
-            # costs no other figure.
+            # A case that fails, or cannot run here (missing server or library), must not prevent
+            # the other cases.
             if not isinstance(error, SystemExit | OSError | ModuleNotFoundError):
                 traceback.print_exc()
             unmeasured[name] = f"{type(error).__name__}: {error}"

@@ -1,7 +1,7 @@
-"""What objects in S3 cost: `aflow.S3` beside s3transfer and Metaflow's S3, one fast server for all.
+"""The cost of objects in S3: `aflow.S3` compared with s3transfer and Metaflow's S3.
 
-The server is nginx (Debian's nginx-light), which keeps what is put and gives it back as fast as
-this machine can; parts of an upload it keeps apart, and what is read in parts is put there whole.
+All use the same server, nginx (Debian's nginx-light), which stores and returns objects as fast as
+the machine can. It does not join the parts of uploads: objects for downloads are put as a whole.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks.measure import Bench, Finished, interleaved
 from benchmarks.rows import Row
 
-MANY, SMALL = 1000, 10_000  # objects, bytes of each
+MANY, SMALL = 1000, 10_000  # number of objects, bytes per object
 _CONFIGURATION = """
 daemon off; worker_processes 2; pid {folder}/pid; error_log {folder}/error.log; {user}
 events {{ worker_connections 1024; }}
@@ -46,10 +46,10 @@ _COMPLETE = '<CompleteMultipartUploadResult><ETag>"0-1"</ETag></CompleteMultipar
 
 
 def objects(bench: Bench) -> list[Row]:
-    """Many small objects, and one large."""
+    """Many small objects, and one large object."""
     megabytes = bench.size(512, 128)
     with server() as (url, root):
-        # Both read the same object, and write another.
+        # Both programs read the same object, and write another one.
         with (root / "bench" / "large").open("wb") as large:
             for _ in range(megabytes):
                 large.write(os.urandom(1 << 20))
@@ -103,7 +103,7 @@ def _median(values: list[float]) -> float:
 
 @contextmanager
 def server() -> Iterator[tuple[str, Path]]:
-    """nginx on a free port: its URL, and the folder of its buckets, of which `bench` is one."""
+    """Run nginx on a free port; yields its URL and the folder of its buckets, such as `bench`."""
     program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if program is None:
         raise SystemExit("There is no nginx to measure against: install Debian's nginx-light.")

@@ -1,6 +1,6 @@
 """Objects with aflow.S3: `many COUNT BYTES`, or `large MEGABYTES`; prints put_seconds, get_seconds.
 
-What is read as large is there already.
+The large object to read must exist already.
 """
 
 import os
@@ -31,7 +31,7 @@ def large(megabytes: int, folder: Path) -> None:
         for _ in range(megabytes):
             file.write(os.urandom(1 << 20))
     with aflow.S3(s3root="s3://bench", tmproot=str(folder)) as s3:
-        s3.put("connected", b"")  # the peer's client is made before its time begins, too
+        s3.put("connected", b"")  # connect first, as the peer's client is created before, too
         began = time.perf_counter()
         s3.put_files([("aflow-large", str(local))])
         print("put_seconds", time.perf_counter() - began)

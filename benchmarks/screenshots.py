@@ -1,6 +1,6 @@
-"""Pictures of the web UI for the documentation, taken of real runs in a real browser.
+"""Screenshots of the web UI for the documentation, with real runs in a real browser.
 
-scripts/screenshots [FOLDER]        # docs/images unless another one is named
+scripts/screenshots [FOLDER]        # the default is docs/images
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def main() -> None:
 
 
 def run_flow(folder: Path, environment: dict[str, str], *words: str) -> str:
-    """Run the flow; the pathspec of the run."""
+    """Run the flow, and return the pathspec of the run."""
     file = folder / "run-id"
     command = ["train.py", "run", "--max-workers", "8", "--run-id-file", str(file), *words]
     subprocess.run(
@@ -135,7 +135,7 @@ def run_flow(folder: Path, environment: dict[str, str], *words: str) -> str:
 
 
 def take(target: Path, link: str, names: dict[str, str]) -> None:
-    """Log a browser in by the link, and take all pictures."""
+    """Log in with the link, and take all screenshots."""
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or "chromium"
     for each in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",

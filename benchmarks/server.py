@@ -1,14 +1,12 @@
-"""What a server costs while nothing goes on, and how soon a run whose coordinator was killed is
-awaited again.
+"""The cost of an idle server, and how soon a run whose coordinator was killed is taken over.
 
     python -m benchmarks.server [--tasks 1000] [--seconds 20] [broker]
 
-prints one JSON object a line: {"name", "value", "unit"}. A run has so many tasks in flight on a
-worker (coroutines that wait); its coordinator is killed with SIGKILL, and the time over for which
-the run was its own. `takeover` is the time from the start of `aflow recover` until it says that
-the run goes on, when all of its tasks are awaited; `takeover_by_server` that from the start of an
-`aflow server` until a coordinator of it has written that the run is its own. Both include
-the starts of interpreters.
+prints one JSON object per line: {"name", "value", "unit"}. A run has many tasks in flight on a
+worker (coroutines that wait); its coordinator is killed with SIGKILL, and its lease is expired.
+`takeover` is the time from the start of `aflow recover` until it reports that the run continues,
+when it waits for all tasks; `takeover_by_server` is the time from the start of an `aflow server`
+until one of its coordinators has acquired the lease. Both include the start-up of interpreters.
 """
 
 from __future__ import annotations
@@ -46,7 +44,7 @@ def main() -> None:
 
 
 def aflow(bench: Bench, *words: str, heard: bool = False) -> subprocess.Popen[str]:
-    """`aflow WORDS`, just started; what it prints is read by somebody, or thrown away."""
+    """Start `aflow WORDS`; its output is piped to the caller or discarded."""
     return subprocess.Popen(
         [sys.executable, "-m", "aflow", *words],
         cwd=bench.folder,
@@ -59,7 +57,7 @@ def aflow(bench: Bench, *words: str, heard: bool = False) -> subprocess.Popen[st
 
 
 def line_of(process: subprocess.Popen[str], words: str) -> str:
-    """The first line that holds these words."""
+    """Return the first line that contains these words."""
     assert process.stdout is not None
     for line in process.stdout:
         if words in line:
@@ -68,10 +66,10 @@ def line_of(process: subprocess.Popen[str], words: str) -> str:
 
 
 def idle(bench: Bench, seconds: float) -> None:
-    """Memory and processor time of a server that has just begun."""
+    """Measure memory and processor time of a server that has just started."""
     server = aflow(bench, "server", "--port", "0", heard=True)
     line_of(server, "Server on")
-    time.sleep(2.0)  # what start-up still does is none of it
+    time.sleep(2.0)  # exclude the end of the start-up
     before = processor(server.pid)
     time.sleep(seconds)
     tell("server.idle_cpu", (processor(server.pid) - before) / seconds * 100, "%")
@@ -81,19 +79,19 @@ def idle(bench: Bench, seconds: float) -> None:
 
 
 def processor(pid: int) -> float:
-    """Seconds of processor time of a process."""
+    """Return the processor time of a process in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident(pid: int) -> float:
-    """MB of memory of a process."""
+    """Return the resident memory of a process in MB."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) * 1024 / 1e6
 
 
 def takeover(bench: Bench, url: str, tasks: int) -> None:
-    """How soon tasks that workers have are awaited again."""
+    """Measure how soon a run with tasks on workers is taken over."""
     worker = aflow(bench, "worker", "--queue", url, "--slots", str(tasks))
     flow = str(HERE / "flows" / "held.py")
     bench.environment.update(AFLOW_EXECUTOR="queue", AFLOW_QUEUE=url, AFLOW_HOLDER_KIND="server")
@@ -129,14 +127,14 @@ ADOPTED = "SELECT count(*) FROM metadata WHERE field = 'adopted_by'"
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """SIGKILL, which no program can do anything about."""
+    """Kill a process with SIGKILL."""
     if process.returncode is None:
         process.kill()
         process.communicate()
 
 
 def one(database: Path, query: str) -> object:
-    """The one value that it gives; None while there is no such table."""
+    """Return the single value of a query; None if the table does not exist yet."""
     try:
         with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
             return connection.execute(query).fetchone()[0]
@@ -145,7 +143,7 @@ def one(database: Path, query: str) -> object:
 
 
 def until(database: Path, query: str, least: int) -> None:
-    """Wait until it gives so many."""
+    """Wait until a query returns this value."""
     give_up_at = time.monotonic() + 120
     while int(str(one(database, query) or 0)) < least:
         if time.monotonic() > give_up_at:
@@ -154,7 +152,7 @@ def until(database: Path, query: str, least: int) -> None:
 
 
 def give_up(database: Path) -> None:
-    """Let the time be over for which the run was its coordinator's."""
+    """Expire the lease of the run."""
     with closing(sqlite3.connect(database)) as connection, connection:
         connection.execute("UPDATE leases SET until = until - 3600")
 

@@ -1,13 +1,13 @@
-"""What registrations cost in the metadata service.
+"""The cost of registrations in the metadata service.
 
     python -m benchmarks.service [--quick] [sqlite] [postgres]
 
-prints one JSON object a line: {"name", "value", "unit"}. `bulk` is what Metaflow's clients send of
-tasks, a hundred metadata records or artifacts a request, eight requests at a time; `tasks` are
-tasks, one a request. `p99` is of the answers to 200 requests a second, a mix of what clients send,
-each at its time whether the one before has been answered or not. `page` are the pages of 500 in
-which a run of 100,000 tasks is listed, and `own_page` those in which aflow's client lists one.
-The service is a process of its own; PostgreSQL is a private server, started as tests start it.
+prints one JSON object per line: {"name", "value", "unit"}. `bulk` are the registrations of
+Metaflow's clients for tasks, a hundred metadata records or artifacts per request, eight requests at
+a time; `tasks` are tasks, one per request. `p99` is the latency of 200 requests per second, a
+typical mix, each sent on time even if earlier ones have no response yet. `page` are the pages of
+500 for a list of 100,000 tasks, and `own_page` those of aflow's client. The service is a separate
+process; PostgreSQL is a private server, started as in tests.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def main() -> None:
 
 @contextmanager
 def service(database: str) -> Iterator[str]:
-    """The URL of a service over the database."""
+    """Run a service with the database, and yield its URL."""
     command = [sys.executable, "-m", "aflow", "metadata-service", "--port", "0"]
     with subprocess.Popen(
         [*command, "--metadata", database], stdout=subprocess.PIPE, text=True, env=os.environ
@@ -87,7 +87,7 @@ def service(database: str) -> Iterator[str]:
 
 
 def fill(database: str, task: str, count: int) -> None:
-    """Add tasks to the step of a task, as the service would."""
+    """Add tasks to the step of a task, as the service does."""
     opened = open_database(database)
     run, step = task.split("/")[4:7:2]
     rows = [(int(run), step, None, "ada", 1) for _ in range(count)]
@@ -97,10 +97,10 @@ def fill(database: str, task: str, count: int) -> None:
 
 
 async def measure(name: str, database: str, url: str, size: int) -> None:
-    """All figures of the routes of Metaflow's service."""
+    """Print all figures of the routes of Metaflow's service."""
     async with aiohttp.ClientSession(url) as http:
         step = await begin(http)
-        await rate_of(lambda: get(http, "/flows"), 200)  # connections
+        await rate_of(lambda: get(http, "/flows"), 200)  # warm up the connections
         seconds = await latencies(http, step, size // 10_000)
         for part in (0.5, 0.99):
             value = seconds[int(len(seconds) * part)] * 1e3
@@ -136,7 +136,7 @@ ARTIFACT = {
 
 
 async def begin(http: aiohttp.ClientSession) -> str:
-    """The path of a step of a new run."""
+    """Create a run with a step, and return the path of the step."""
     async with http.post("/flows/F", json=WHO):
         run = (await post(http, "/flows/F/run"))["run_number"]
     step = f"/flows/F/runs/{run}/steps/work"
@@ -157,7 +157,7 @@ async def get(http: aiohttp.ClientSession, path: str) -> Any:
 
 
 async def rate_of(call: Callable[[], Awaitable[Any]], count: int) -> float:
-    """Calls a second, AT_ONCE at a time."""
+    """Return the calls per second, with AT_ONCE concurrent calls."""
     left = iter(range(count))
 
     async def caller() -> None:
@@ -172,7 +172,7 @@ async def rate_of(call: Callable[[], Awaitable[Any]], count: int) -> float:
 
 
 async def pages(http: aiohttp.ClientSession, path: str) -> list[float]:
-    """Seconds that each page of a list took."""
+    """Return the seconds of each page of a list."""
     seconds, query = [], f"?_limit={PAGE}"
     while True:
         begun = time.perf_counter()
@@ -187,7 +187,7 @@ async def pages(http: aiohttp.ClientSession, path: str) -> list[float]:
 
 
 async def latencies(http: aiohttp.ClientSession, step: str, seconds: int) -> list[float]:
-    """Seconds from the time of each request to its answer, the shortest first."""
+    """Return the seconds from the scheduled time of each request to its response, sorted."""
     run = step.partition("/steps/")[0]
     task = f"{step}/tasks/{(await post(http, f'{step}/task'))['task_id']}"
     said = [{"field_name": "attempt", "value": "0", "type": "attempt"}] * 5
@@ -218,7 +218,7 @@ async def latencies(http: aiohttp.ClientSession, step: str, seconds: int) -> lis
 
 
 def own_pages(url: str, size: int) -> list[float]:
-    """Seconds that each page of the tasks of one of aflow's runs took."""
+    """Return the seconds of each page of the tasks of one of aflow's runs."""
     store = ServiceMetadata(url, {}, SystemClock())
     run = store.create_run(
         RunRecord(0, "Own", "1", RunState.RUNNING, "ann", 1.0, None, 0, (), (), {}, {}), b""

@@ -1,9 +1,9 @@
-"""What admission to the slots of a machine costs a task: asked for, given, released.
+"""The cost per task of admission to the slots of a machine: requested, granted, released.
 
     python benchmarks/slots.py [TASKS]
 
-Prints JSON lines of name, value and unit: processor time, with eight kinds of demands, of which
-most wait at any moment, so that each decision has something to choose from.
+Prints JSON lines of name, value and unit: processor time, with eight kinds of demands. Most of them
+wait at any time, so that each decision has several candidates.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from aflow.executors.local.admission import NVIDIA, Granted, MachineCapacity, SlotQueue
 from aflow.scheduler.slots import Slots
 
-IN_HAND = 64  # tasks that run or wait at the same time
+IN_HAND = 64  # tasks that are running or waiting at the same time
 KINDS: list[dict[str, float]] = [
     {"cpu": 1 + number % 3, "memory": 1000.0 * (1 + number % 4), "gpu": number % 2}
     for number in range(8)
@@ -25,7 +25,7 @@ KINDS: list[dict[str, float]] = [
 
 
 def run(tasks: int) -> None:
-    """Let so many tasks through, a few at a time."""
+    """Admit this many tasks, a few at a time."""
     amounts = {"cpu": 16.0, "memory": 24_000.0, "gpu": 4.0}
     devices = ("0", "1", "2", "3")
     queue = SlotQueue(
@@ -49,7 +49,7 @@ def run(tasks: int) -> None:
 
 
 def main() -> None:
-    """Measure, and print."""
+    """Measure and print the results."""
     tasks = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
     run(1000)
     began = time.process_time()

@@ -2,15 +2,15 @@
 
     python -m benchmarks.ui [--tasks 1000 100000 1000000] [--runs 100000] [backend...]
 
-prints one JSON object a line: {"name", "value", "unit"}. Runs of so many tasks are written into
-SQLite and PostgreSQL (a private server) as a coordinator writes them; then `aflow server` shows
-them, and a browser opens, zooms, pans and scrolls them. `ui.open` is the time from a click in the
-list of runs to all tasks of the timeline on the screen, by a server that has not read them before;
-`zoom` and `scroll` are 95th percentiles of the time from an event to the end of its frame.
-`open_cpu`, `zoom_cpu` and `scroll_cpu` are the processor time of the page's thread, in all or a
-frame, and `open_server_cpu` that of the server: these hold on a machine that others use, too.
-`live` is a run with 1,000 ends of tasks a second: bytes a second that one tab reads, and how much
-of a processor the server takes for fifty tabs. Needs chromium and chromedriver.
+prints one JSON object per line: {"name", "value", "unit"}. Runs of different sizes are written to
+SQLite and PostgreSQL (a private server) as a coordinator does; then `aflow server` shows them, and
+a browser opens, zooms, pans and scrolls them. `ui.open` is the time from a click in the list of
+runs until the timeline shows all tasks, with a server that has not read them before; `zoom` and
+`scroll` are 95th percentiles of the time from an event to the end of its frame. `open_cpu`,
+`zoom_cpu` and `scroll_cpu` are the processor time of the page's thread, in total or per frame, and
+`open_server_cpu` that of the server: these are also valid on a busy machine. `live` is a run in
+which 1,000 tasks per second finish: the bytes per second that one tab reads, and the processor
+usage of the server with fifty tabs. Needs chromium and chromedriver.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from benchmarks.rows import Row, at_most
 from benchmarks.server import aflow, line_of, processor
 
 BATCH = 1000
-LANES = 200  # tasks that ran at once
+LANES = 200  # tasks that ran concurrently
 INPUTS = encode_inputs(NoInputs())
 BACKENDS = {"sqlite": queues.sqlite, "postgres": queues.postgres}
 BARS = {
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def of_bench(bench: Bench) -> list[Row]:
-    """The case `ui` of scripts/bench: SQLite, and no run of a million unless there is time."""
+    """The case `ui` of scripts/bench: SQLite, and a run of a million tasks only without --quick."""
     sizes = [1000, 10_000] if bench.quick else [1000, 100_000, 1_000_000]
     runs, seconds = (2000, 5.0) if bench.quick else (100_000, 20.0)
     return [
@@ -91,7 +91,7 @@ def of_bench(bench: Bench) -> list[Row]:
 def measure(
     backend: str, sizes: list[int], runs: int, seconds: float
 ) -> Iterator[tuple[str, float, str]]:
-    """All figures of one kind of metadata: name, value, unit."""
+    """Yield all figures of one metadata backend: name, value, unit."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         broker = BACKENDS[backend]
@@ -113,7 +113,7 @@ def measure(
                     yield from live(page, metadata, store, server.pid, seconds)
 
 
-# ------------------------------------------------------------ what is shown
+# ------------------------------------------------------------ the runs
 
 
 GRAPH = Graph(
@@ -130,7 +130,7 @@ GRAPH = Graph(
 def create(
     metadata: MetadataStore, store: str, flow: str, number: int, state: RunState
 ) -> RunRecord:
-    """A run as it begins."""
+    """Create a run in its initial state."""
     begun = time.time() - 86400 + number
     users, tags = ("ann", "bob", "cid"), (f"tag{number % 50}", "nightly")
     run = RunRecord(
@@ -142,7 +142,7 @@ def create(
 
 
 def generate(metadata: MetadataStore, store: str, flow: str, count: int) -> None:
-    """A run that has ended, with so many tasks."""
+    """Create a finished run with this many tasks."""
     run = create(metadata, store, flow, 1, RunState.RUNNING)
     writer = Writer(metadata, run)
     while writer.count < count:
@@ -152,7 +152,7 @@ def generate(metadata: MetadataStore, store: str, flow: str, count: int) -> None
 
 
 class Writer:
-    """Writes tasks of one run: each ran for about a second on one of many lanes."""
+    """Writes tasks of one run. Each ran for about a second in one of many lanes."""
 
     def __init__(self, metadata: MetadataStore, run: RunRecord) -> None:
         self._metadata, self._run = metadata, run
@@ -162,7 +162,7 @@ class Writer:
         self.at = 0.0
 
     def commit(self, size: int) -> None:
-        """So many more."""
+        """Commit this many more tasks."""
         batch = Batch()
         for number in range(self.count + 1, self.count + 1 + size):
             lane = number % LANES
@@ -186,7 +186,7 @@ class Writer:
 
 @contextmanager
 def serving(bench: Bench, url: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server of these metadata, and its address."""
+    """Run a server with this metadata, and yield its URL."""
     server = aflow(bench, "server", "--port", "0", "--no-auth", "--metadata", url, heard=True)
     try:
         yield server, line_of(server, "Server on").split()[-1]
@@ -200,7 +200,7 @@ def serving(bench: Bench, url: str) -> Iterator[tuple[subprocess.Popen[str], str
 
 @contextmanager
 def browser() -> Iterator[webdriver.Chrome]:
-    """A headless Chromium with a profile of its own."""
+    """Start a headless Chromium with a separate profile."""
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or "chromium"
     with tempfile.TemporaryDirectory() as profile:
@@ -227,14 +227,14 @@ class Page:
         driver.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
 
     def load(self, path: str = "", *, cold: bool = False) -> None:
-        """Load a page, with an empty cache if it is to be `cold`."""
+        """Load a page, with an empty cache if `cold`."""
         if cold:
             self._driver.execute_cdp_cmd("Network.clearBrowserCache", {})
         self._driver.get(f"{self.address}/ui/{path}")
         self.until("!document.querySelector('[aria-busy=true]') && document.querySelector('h1')")
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """What a function body gives, which may wait. Ends the program where it fails."""
+        """Return the result of an asynchronous JavaScript function body; exit if it fails."""
         wrapped = (
             "const done = arguments[arguments.length - 1];"
             f"(async (...given) => {{ {script} }})(...arguments)"
@@ -246,18 +246,18 @@ class Page:
         return answer.get("found")
 
     def until(self, condition: str, seconds: float = 120.0) -> None:
-        """Wait until a JavaScript expression holds."""
+        """Wait until a JavaScript expression is true."""
         waiting = WebDriverWait(self._driver, seconds, poll_frequency=0.02)
         waiting.until(lambda driver: driver.execute_script(f"return !!({condition})"))
 
     def processor(self) -> float:
-        """Milliseconds of processor time that the page's main thread has used."""
+        """Return the processor time of the page's main thread in milliseconds."""
         found: Any = self._driver.execute_cdp_cmd("Performance.getMetrics", {})
         busy: float = next(e["value"] for e in found["metrics"] if e["name"] == "TaskDuration")
         return busy * 1000
 
     def heap(self) -> float:
-        """MB that objects of the page take after a collection."""
+        """Return the MB of the page's objects after a garbage collection."""
         self._driver.execute_cdp_cmd("HeapProfiler.collectGarbage", {})
         used: dict[str, float] = self._driver.execute_cdp_cmd("Runtime.getHeapUsage", {})
         return used["usedSize"] / 1e6
@@ -274,7 +274,7 @@ return performance.getEntriesByType("resource").filter((r) => /\\.(js|css)$/.tes
 
 
 def visits(page: Page) -> Iterator[tuple[str, float, str]]:
-    """How soon something is seen, and what is read for it."""
+    """Measure how soon a page is visible, and how much it reads."""
     paints = []
     for _ in range(20):
         page.load(cold=True)
@@ -286,7 +286,7 @@ def visits(page: Page) -> Iterator[tuple[str, float, str]]:
     yield "ui.later_visit", page.run(_BYTES) / 1000, "kB"
 
 
-# By the page's own clock, from the click until the canvas was drawn and a frame was shown.
+# By the page's clock, from the click until the canvas is drawn and a frame is shown.
 _OPEN = """
 const [path] = given;
 performance.mark("clicked");
@@ -323,7 +323,7 @@ return times;
 
 
 def tasks_of(page: Page, flow: str, count: int, server: int) -> Iterator[tuple[str, float, str]]:
-    """A run of so many tasks: opened, zoomed, scrolled."""
+    """Measure opening, zooming and scrolling a run."""
     page.load()
     served, spent = processor(server), page.processor()
     yield f"ui.open_{count}", page.run(_OPEN, f"/ui/runs/{flow}/1?tab=timeline"), "ms"
@@ -337,7 +337,7 @@ def tasks_of(page: Page, flow: str, count: int, server: int) -> Iterator[tuple[s
 
 
 def frames(page: Page, name: str, script: str, count: int) -> Iterator[tuple[str, float, str]]:
-    """How long frames take, by the clock and of a processor."""
+    """Measure the time of frames, as wall clock and processor time."""
     spent = page.processor()
     times = page.run(script)
     yield f"ui.{name}_{count}", percentile(times, 95), "ms"
@@ -348,7 +348,7 @@ def frames(page: Page, name: str, script: str, count: int) -> Iterator[tuple[str
 
 
 def answers(address: str, flow: str, runs: int) -> Iterator[tuple[str, float, str]]:
-    """How long the API takes, 99th percentiles."""
+    """Measure the 99th percentiles of the API's response times."""
     yield "ui.run_answer", timed(address, [f"/v1/runs/{flow}/1"] * 200), "ms"
     filters = (
         "", "flow:Many", "state:failed", "tag:tag7", "tag:none", "user:bob", "since:12h",
@@ -359,7 +359,7 @@ def answers(address: str, flow: str, runs: int) -> Iterator[tuple[str, float, st
 
 
 def timed(address: str, paths: list[str]) -> float:
-    """The 99th percentile of milliseconds that answers take, over one connection."""
+    """Return the 99th percentile of response times over one connection, in milliseconds."""
     with closing(http.client.HTTPConnection(address.partition("://")[2])) as connection:
         found = []
         for path in paths:
@@ -385,7 +385,7 @@ return performance.getEntriesByType("resource").reduce((sum, r) => sum + r.trans
 def live(
     page: Page, metadata: MetadataStore, store: str, server: int, seconds: float
 ) -> Iterator[tuple[str, float, str]]:
-    """A run in which 1,000 tasks end each second."""
+    """Measure a run in which 1,000 tasks per second finish."""
     run = create(metadata, store, "Live", 1, RunState.RUNNING)
     writer = Writer(metadata, run)
     with going_on(lambda: writer.commit(100), 0.1):
@@ -405,9 +405,9 @@ def live(
             yield "ui.fifty_tabs", (processor(server) - before) / seconds * 100, "% of a core"
 
 
-# The times at which lines were seen, less those that they say; until the last one, or until none
-# has come for a minute. (A page holds the lines on the screen alone: one that has come and gone
-# between two looks was never seen.)
+# The times when lines were seen minus the times in the lines, until the last line, or until none
+# has arrived for a minute. (A page contains only the lines on the screen: a line that appears and
+# disappears between two polls is missed.)
 _LINES = """
 const seen = new Map();
 let latest = Date.now();
@@ -422,8 +422,8 @@ return [seen.delete("over"), ...seen.values()];
 
 
 def lines(page: Page, bench: Bench, url: str) -> Iterator[tuple[str, float, str]]:
-    """From a print in a task to the line in the browser. The task prints once the page is shown:
-    lines of before would have left the screen."""
+    """Measure the delay from a print in a task to the line in the browser. The task prints when the
+    page is shown: earlier lines would have left the screen."""
     flow, count = Path(__file__).parent / "flows" / "ticking.py", 200
     gate = bench.folder / "looks"
     bench.environment["AFLOW_DEFAULT_METADATA"] = url
@@ -452,7 +452,7 @@ def lines(page: Page, bench: Bench, url: str) -> Iterator[tuple[str, float, str]
 
 
 def streamed(address: str, topics: str, seconds: float) -> float:
-    """kB a second of a stream."""
+    """Return the kB per second of a stream."""
     with closing(http.client.HTTPConnection(address.partition("://")[2])) as connection:
         connection.request("GET", f"/v1/stream?topics={topics}")
         answer = connection.getresponse()
@@ -464,7 +464,7 @@ def streamed(address: str, topics: str, seconds: float) -> float:
 
 @contextmanager
 def going_on(what: Callable[[], object], pause: float) -> Iterator[None]:
-    """Do something over and over, so often, while the block runs."""
+    """Call a function at a fixed rate while the block runs."""
     over = threading.Event()
 
     def work() -> None:
@@ -483,8 +483,8 @@ def going_on(what: Callable[[], object], pause: float) -> Iterator[None]:
         thread.join()
 
 
-# A program that reads what so many tabs on one run read: the stream of each, and the run as a whole
-# when it has changed, once a second at most.
+# A program that reads the same as this many tabs on one run: one stream each, and the complete run
+# after changes, at most once per second.
 _TABS = """
 import asyncio, aiohttp, sys
 async def tab(session, url, run):
@@ -507,7 +507,7 @@ asyncio.run(main())
 
 @contextmanager
 def tabs(address: str, count: int) -> Iterator[None]:
-    """So many tabs that look at the live run."""
+    """Simulate this many tabs that follow the live run."""
     reader = subprocess.Popen([sys.executable, "-c", _TABS, address, str(count)])
     try:
         yield
@@ -519,7 +519,7 @@ def tabs(address: str, count: int) -> Iterator[None]:
 
 
 def percentile(values: list[float], percent: int) -> float:
-    """The value that so many percent of all are below."""
+    """Return a percentile of the values."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
 

@@ -1,11 +1,11 @@
-"""The build backend of aflow: setuptools, after the libraries of the web UI were brought from npm.
+"""The build backend of aflow: setuptools, after fetching the libraries of the web UI from npm.
 
-What the browser runs is what stands in aflow/server/static, plus three libraries (Preact, htm and
-signals) that are in no commit: they are installed by exact version and integrity of
-ui/package-lock.json, their imports are rewritten to relative paths, and they are put into
-aflow/server/static/vendor. npm does that; where there is none, the build asks for Node.js as a
-wheel from the Python package index. Where even that fails the package is built without them, and
-the server's page says how to build the UI.
+The browser loads the files in aflow/server/static, and three libraries (Preact, htm and signals)
+that are not committed: npm installs the exact versions with the hashes of ui/package-lock.json,
+their imports are rewritten to relative paths, and they are copied to aflow/server/static/vendor. If
+npm is not installed, the build requires a wheel of Node.js from the Python package index. If that
+fails, too, the package is built without the libraries, and the server's page explains how to build
+the UI.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _VENDOR = _ROOT / "aflow" / "server" / "static" / "vendor"
 _STAMP = "built-from.txt"
 _PATIENCE = 180  # seconds for npm
 
-# What is taken of each package, and how modules import it.
+# By the name in import statements: the file in node_modules, and its name in the vendor folder.
 _MODULES = {
     "preact": ("preact/dist/preact.mjs", "preact.js"),
     "preact/hooks": ("preact/hooks/dist/hooks.mjs", "hooks.js"),
@@ -42,12 +42,12 @@ _SOURCE_MAP = re.compile(r"\n?//# sourceMappingURL=\S+")
 
 
 def bring_libraries() -> None:
-    """Put the libraries of the UI into the package, unless they are there already. Says on stderr
-    why they are missing where they are not available."""
+    """Install the libraries of the UI into the package, unless they are up to date. If that fails,
+    print the reason to stderr."""
     digest = hashlib.sha256(_LOCK.read_bytes()).hexdigest() if _LOCK.exists() else ""
     stamp = _VENDOR / _STAMP
     if not digest or (stamp.exists() and stamp.read_text() == digest):
-        return  # a source distribution carries them
+        return  # a source distribution contains them
     try:
         with tempfile.TemporaryDirectory() as name:
             _install(Path(name))
@@ -82,7 +82,7 @@ def _relative(found: re.Match[str]) -> str:
 
 
 def _npm() -> list[str] | None:
-    """The command of npm: the machine's own, or that of the Node.js wheel."""
+    """Return the command for npm, of the machine or of the Node.js wheel; None if there is none."""
     found = shutil.which("npm")
     if found:
         return [found]

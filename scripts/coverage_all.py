@@ -1,13 +1,13 @@
-"""Measures which lines of aflow all tests run, with all processes that they start, and compares
-each package with its figure in docs/coverage.md: `scripts/coverage --all`.
+"""Measures the line coverage of aflow by all tests, including all processes that they start, and
+compares each package with its figure in docs/coverage.md: `scripts/coverage --all`.
 
-    --record   write the figures into docs/coverage.md
-    --report   measure nothing: report what the last run has left in build/coverage
-    ...        else arguments of pytest (-n 4, tests/unit)
+    --record   write the figures to docs/coverage.md
+    --report   measure nothing: report the results of the last run in build/coverage
+    ...        other arguments are passed to pytest (-n 4, tests/unit)
 
-Tests take about twice as long as without. Some fail, since a process that is measured is another
-one than users have: they compare traces, signals, or what is imported. They are listed, and their
-lines count as far as they were run.
+Tests take about twice as long as without measurement. Some fail, since measured processes differ
+from normal ones: these tests compare tracebacks, signals, or imported modules. They are listed, and
+the lines that they executed count.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from coverage import Coverage, CoverageData
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "build" / "coverage"
 PAGE = ROOT / "docs" / "coverage.md"
-# What a figure may fall by: which lines of races are run differs from run to run.
+# The tolerance for lower figures, in percent: race conditions make the coverage vary between runs.
 FLUTTER = 0.5
-SHOWN = 30  # modules, those with the most lines that are not run
-OMITTED = ["aflow/cli/tutorials/**/*.py"]  # flows of users, copied before they are run
+SHOWN = 30  # number of listed modules, those with the most uncovered lines
+OMITTED = ["aflow/cli/tutorials/**/*.py"]  # example flows, which are copied before they are run
 
-# Processes of tasks are forked, end by os._exit, become other programs, and are terminated.
+# Processes of tasks are forked, exit by os._exit, call exec, and are terminated by signals.
 SETTINGS = """\
 [run]
 data_file = {folder}/data
@@ -51,19 +51,19 @@ exclude_also = case _:\\n\\s+assert_never\\(
 
 
 class Lines(NamedTuple):
-    """How many lines there are, and how many of them were run."""
+    """The number of lines, and the number of executed lines."""
 
     all: int
     run: int
 
     @property
     def figure(self) -> float:
-        """The part that was run, in percent, cut to a tenth."""
+        """The coverage in percent, rounded down to a tenth."""
         return int(1000 * self.run / self.all) / 10 if self.all else 100.0
 
 
 def measure(arguments: list[str]) -> int:
-    """Run the tests, measured; the exit code of pytest."""
+    """Run the tests with measurement, and return the exit code of pytest."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     for old in FOLDER.glob("data*"):
         old.unlink()
@@ -74,7 +74,7 @@ def measure(arguments: list[str]) -> int:
 
 
 def settings() -> Path:
-    """The settings of coverage, in which all paths are absolute: processes run in other folders."""
+    """Write the settings of coverage with absolute paths, since processes run in other folders."""
     file = FOLDER / "settings"
     omitted = "\n    ".join(str(ROOT / each) for each in OMITTED)
     file.write_text(SETTINGS.format(folder=FOLDER, root=ROOT, omitted=omitted))
@@ -82,11 +82,11 @@ def settings() -> Path:
 
 
 def modules() -> dict[str, Lines]:
-    """The lines of each module, also of those that no test has imported."""
+    """Return the lines of each module, including those that no test has imported."""
     with tempfile.TemporaryDirectory() as folder:
         combined = Path(folder) / "data"
         coverage = Coverage(config_file=str(settings()), data_file=str(combined))
-        # A process that was killed while it wrote leaves a file that cannot be read.
+        # A process that is killed while it writes leaves an unreadable file, which is skipped.
         coverage.combine([str(FOLDER)], keep=True)
         coverage.save()
         data = CoverageData(str(combined))
@@ -105,7 +105,8 @@ def modules() -> dict[str, Lines]:
 
 
 def packages(of: Mapping[str, Lines]) -> dict[str, Lines]:
-    """The lines of each package, which is the first level below aflow/; single modules are one."""
+    """Return the lines of each package on the first level below aflow/. The modules on this level
+    count as one package."""
     found: dict[str, Lines] = {}
     for name, lines in of.items():
         parts = name.split("/")
@@ -119,12 +120,12 @@ ROW = re.compile(r"^\| `([\w/.*]+)` \| ([\d,]+) \| ([\d.]+) \|$", re.MULTILINE)
 
 
 def recorded() -> dict[str, float]:
-    """The figures of the page."""
+    """Return the figures in docs/coverage.md."""
     return {name: float(figure) for name, _, figure in ROW.findall(PAGE.read_text())}
 
 
 def record(found: Mapping[str, Lines]) -> None:
-    """Write the figures into the page, in place of those that it has."""
+    """Replace the figures in docs/coverage.md."""
     page = PAGE.read_text()
     rows = "\n".join(
         f"| `{name}` | {lines.all:,} | {lines.figure:.1f} |" for name, lines in found.items()
@@ -134,7 +135,7 @@ def record(found: Mapping[str, Lines]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """What this module says; the exit code."""
+    """Run the command, and return its exit code."""
     recording, reporting = "--record" in arguments, "--report" in arguments
     rest = [each for each in arguments if each not in ("--record", "--report")]
     tested = 0 if reporting else measure(rest)

@@ -1,6 +1,6 @@
-"""A hook of mkdocs: pages link to files of the repository, which readers of the sources follow. The
-site has those files as pages of its own, so that every link leads somewhere on it, too. A page that
-loads a script, a style or a picture from another host fails the build."""
+"""A hook of mkdocs. Pages link to files of the repository, which works for readers of the sources.
+The hook adds these files as pages, so that all links work on the site, too. It fails the build if a
+page loads a script, a style sheet or an image from another host."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from mkdocs.structure.pages import Page
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCS = REPOSITORY / "docs"
 LINK = re.compile(r"(?<=\]\()([^)\s#]+)")
-# What a browser loads by itself. Mermaid is loaded by the theme, from a CDN, where a page has a
-# diagram of it.
+# Resources that a browser loads automatically. The theme loads Mermaid from a CDN if a page has a
+# Mermaid diagram.
 LOADED = re.compile(
     r"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["']?(?:https?:)?//[^"'\s>]+"""
     r"""|<link\b[^>]*\brel=["']?(?:stylesheet|preload|preconnect|icon)\b[^>]*\bhref=["']?(?:https?:)?//[^"'\s>]+"""
@@ -25,7 +25,7 @@ LOADED = re.compile(
 
 
 def _target(file: Path, link: str) -> Path | None:
-    """The file of the repository, outside of docs/, that a link of `file` leads to."""
+    """Return the target of a link in `file` if it is a file of the repository outside docs/."""
     if re.match(r"[a-z]+:", link):
         return None
     found = (file.parent / link).resolve()
@@ -34,7 +34,7 @@ def _target(file: Path, link: str) -> Path | None:
 
 
 def _place(file: Path) -> str:
-    """Where the site has a file of the repository."""
+    """Return the path on the site of a file of the repository."""
     path = file.relative_to(REPOSITORY).as_posix()
     return f"repository/{path}" if path.endswith(".md") else f"repository/{path}.md"
 
@@ -44,7 +44,7 @@ def _relative(link: Path, page: str) -> str:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the files that pages link to, and those that these link to."""
+    """Add the files that pages link to, recursively."""
     found = {Path(each.abs_src_path) for each in files.documentation_pages() if each.abs_src_path}
     waiting = [*found]
     while waiting:
@@ -65,7 +65,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> str:
-    """Let links lead to the pages of the site."""
+    """Rewrite links to the pages of the site."""
     uri = page.file.src_uri
     file = DOCS / uri
     if uri.startswith("repository/"):
@@ -77,7 +77,7 @@ def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> st
             return _relative(target, uri)
         if file.is_relative_to(DOCS) or re.match(r"[a-z]+:", match[1]):
             return match[1]
-        # A page of docs/, seen from a file outside of it.
+        # A link from a file outside docs/ to a page in docs/.
         found = (file.parent / match[1]).resolve()
         if not found.is_relative_to(DOCS):
             return match[1]
@@ -87,7 +87,7 @@ def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> st
 
 
 def on_post_page(output: str, page: Page, config: Any) -> str:
-    """Refuse what comes from another host."""
+    """Fail the build if the page loads a resource from another host."""
     found = LOADED.search(output)
     if found:
         raise PluginError(f"{page.file.src_uri} loads from another host: {found[0]}")

@@ -1,4 +1,4 @@
-"""A foreach whose tasks leave a blob each: what deleting them costs."""
+"""A foreach whose tasks store one blob each, to measure the cost of deleting them."""
 
 from aflow import FlowSpec, Parameter, step
 

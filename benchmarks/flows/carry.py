@@ -1,4 +1,4 @@
-"""A chain of steps that keep something, pass it on and say so."""
+"""A chain of steps that store an artifact, pass it on and print a line."""
 
 from aflow import FlowSpec, step
 

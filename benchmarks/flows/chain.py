@@ -1,4 +1,4 @@
-"""Tasks that come one after the other: how soon each begins."""
+"""A chain of tasks, to measure how soon each one starts."""
 
 from aflow import FlowSpec, Parameter, step
 

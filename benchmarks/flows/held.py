@@ -1,4 +1,4 @@
-"""Many tasks that wait side by side, until they are killed."""
+"""Many concurrent tasks that wait until they are killed."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""An array from one task to the next: what large artifacts cost."""
+"""An array passed from one task to the next, to measure the cost of large artifacts."""
 
 import time
 
@@ -18,7 +18,7 @@ class ArrayFlow(FlowSpec):
 
     @step
     def use(self):
-        # Without this line the import would be counted as loading.
+        # Import it here, so that the import does not count as loading.
         import numpy  # noqa: F401
 
         began = time.time()

@@ -1,1 +1,1 @@
-"""Python alone."""
+"""A program that does nothing: the start-up time of Python."""

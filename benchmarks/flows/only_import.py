@@ -1,4 +1,4 @@
-"""Python, and the door of aflow."""
+"""A program that only imports aflow."""
 
 import aflow
 

@@ -1,4 +1,4 @@
-"""A task that says what time it is, over and over, once somebody looks."""
+"""A task that prints the time repeatedly, once a reader is ready."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""Very many coroutines that each wait a second."""
+"""Many coroutines that each wait for a second."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""The floor for waiting coroutines: asyncio alone, nothing stored.
+"""The lower bound for waiting coroutines: asyncio alone, nothing stored.
 
 python asyncio_waiting.py TASKS
 """

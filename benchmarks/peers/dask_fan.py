@@ -1,4 +1,4 @@
-"""The same squares with Dask distributed: two worker processes of one thread each.
+"""The foreach with Dask distributed: two worker processes with one thread each.
 
 python dask_fan.py TASKS
 """

@@ -1,4 +1,4 @@
-"""The floor for a process a task: fork and exit, two at a time, with nothing in between.
+"""The lower bound for one process per task: fork and exit, two at a time, and nothing else.
 
 python fork.py TASKS
 """

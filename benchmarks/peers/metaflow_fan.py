@@ -1,4 +1,4 @@
-"""A foreach of trivial tasks and its join: what a task costs."""
+"""A foreach of trivial tasks and its join, to measure the cost per task."""
 
 import time
 

@@ -1,7 +1,7 @@
-"""One task that prints: a lot at once (rate 0), or so many lines a second for a while.
+"""One task that prints lines: as fast as possible (rate 0), or at a number of lines per second.
 
-Each line carries its number and the time when it was printed, so that the reader can tell what
-was lost, reordered or late.
+Each line contains its number and the time when it was printed, so that the reader can detect lost,
+reordered or late lines.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""Two steps and a parameter: what a whole command costs."""
+"""Two steps and a parameter, to measure the cost of a complete command."""
 
 from metaflow import FlowSpec, Parameter, step
 

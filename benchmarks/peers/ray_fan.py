@@ -1,4 +1,4 @@
-"""The same squares with Ray: two worker processes, in memory.
+"""The foreach with Ray: two worker processes, in memory.
 
 python ray_fan.py TASKS
 """
@@ -17,7 +17,7 @@ def main():
     def square(x):
         return x * x
 
-    ray.get([square.remote(i) for i in range(4)])  # the workers have started
+    ray.get([square.remote(i) for i in range(4)])  # wait until the workers have started
     began = time.perf_counter()
     total = sum(ray.get([square.remote(i) for i in range(tasks)]))
     print("run_seconds", time.perf_counter() - began)

@@ -1,6 +1,6 @@
-"""One large object with boto3, which is s3transfer: MEGABYTES; prints put_seconds, get_seconds.
+"""One large object with boto3, which uses s3transfer: MEGABYTES; prints put_seconds, get_seconds.
 
-What is read is there already.
+The object to read must exist already.
 """
 
 import os

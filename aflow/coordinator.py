@@ -56,7 +56,7 @@ LEFTOVERS = 86400.0  # seconds after which leftovers of a crashed writer are rem
 
 class Stopping:
     """The return value of `RunHandle.cancel`. The run is already being stopped; awaiting this
-    object waits until it has stopped, and returns the event that says how it ended."""
+    object waits until it has stopped, and returns its last event."""
 
     def __init__(self, run: RunHandle) -> None:
         self._run = run
@@ -90,7 +90,7 @@ class RunHandle:
         the metadata or of the datastore is raised here.
 
         Returns:
-            The event that says how it ended.
+            The last event of the run, with its outcome.
 
         Raises:
             RunLeft: If `leave` was called.
@@ -106,8 +106,8 @@ class RunHandle:
             reason: The reason, which is recorded with the run.
 
         Returns:
-            An awaitable: `await run.cancel()` waits until the run has ended and returns the event
-            with its outcome.
+            An awaitable: `await run.cancel()` waits until the run has ended and returns its
+            last event.
         """
         if not self.task.done():
             self._driver.cancel(reason)
@@ -308,7 +308,7 @@ class Coordinator:
     ) -> RunHandle:
         """Continue a run of the flow whose coordinator has crashed. Finished tasks are kept.
         Attempts on workers of a queue are awaited; attempts in processes, which ended with their
-        coordinator, run again, which does not count as a retry. Also raises what `start` raises.
+        coordinator, run again, which does not count as a retry. Also raises the errors of `start`.
 
         Args:
             flow: The class of the flow, or its definition.

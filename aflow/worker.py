@@ -370,7 +370,7 @@ class Worker:
             self._sender.acknowledge(lease)
             self.run_is_over(runtime)
             return
-        # Others can replay a signed message, so the process of the task has to check whether the
+        # Others can replay a signed message, so the process of the task must check whether the
         # task is settled or the attempt has ended.
         looks = spec.again or lease.deliveries > 1 or bool(self._options.keys)
         spec = spec._replace(again=looks)
@@ -606,7 +606,7 @@ class Worker:
                 for lease in leases:
                     self._cancel(lease)
                 await self._queue.ack(leases)
-            except LeaseLost:  # the message was handled all the same
+            except LeaseLost:  # the message was handled anyway
                 continue
             except QueueUnavailable as error:
                 await asyncio.sleep(self._broker.failed(error) or 0.0)

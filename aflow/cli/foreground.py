@@ -45,7 +45,7 @@ def run(
         recover: The id of the run to recover; None to start a new one.
 
     Returns:
-        The event that says how the run ended, and the number of the signal that stopped it, if any.
+        The last event of the run, and the number of the signal that stopped it, if any.
     """
     has_local_steps = _has_local_steps(definition, options)
     if has_local_steps:

@@ -141,7 +141,7 @@ def _sweep_environments(settings: Settings, age: float, now: float, *, dry_run: 
 
 def _sweep_code(settings: Settings, kept: float, now: float, *, dry_run: bool) -> None:
     """Delete the unused code that servers, workers and `recover` have unpacked here."""
-    # All projects of this user share the cache: it is kept at least as long as by workers.
+    # All projects of this user share the cache, so keep its code at least as long as workers do.
     cache = settings.cache / "code"
     below = {settings.root / "server" / "code": kept, cache: max(kept, code_package.KEPT_UNUSED)}
     found = [code_package.sweep(each, age, now, dry_run=dry_run) for each, age in below.items()]

@@ -351,12 +351,12 @@ class ProgressBars:
 
 
 def last_line(tally: Tally, ended: RunEnded, further: str, signs: Signs) -> str:
-    """Return a final line on a run: how it has ended, its duration, its counts, and where to see
-    more.
+    """Return the last line about a run: its outcome, its duration, its counts, and the command that
+    shows more.
 
     Args:
         tally: The counts of the run's tasks.
-        ended: The event that says how the run has ended.
+        ended: The last event of the run.
         further: The command that shows more; "" for none.
         signs: The characters for success and failure that the terminal can show.
     """

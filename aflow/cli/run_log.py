@@ -202,10 +202,10 @@ class Console:
                 self._draw_soon()
 
     def conclude(self, ended: RunEnded, further: str) -> None:
-        """Print a final line: how the run has ended, and where to see more.
+        """Print the last line: the outcome of the run, and the command that shows more.
 
         Args:
-            ended: The event that says how the run has ended.
+            ended: The last event of the run.
             further: The command that shows more; "" for none.
         """
         if self.tally is None or self._signs is None:
@@ -257,7 +257,7 @@ class Console:
         assert self._loop is not None, "looked at before"
         try:
             self._loop.call_soon_threadsafe(what)
-        except RuntimeError:  # the loop is closed: nothing is drawn any more
+        except RuntimeError:  # the loop is closed: nothing is drawn from now on
             return
 
     # ------------------------------------------------------------ the log of the tasks

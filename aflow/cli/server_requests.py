@@ -82,7 +82,7 @@ class ServerSentEvent(NamedTuple):
 def events(server: str, path: str, *, there: bool = False) -> Iterator[ServerSentEvent]:
     """Yield server-sent events, up to and including the one with the name `end`. After the loss of
     the connection, or a restart of the server, they continue after the last event with an id; this
-    requires that the server has responded once. Also raises what `ask` raises.
+    requires that the server has responded once. Also raises the errors of `ask`.
 
     Args:
         server: The URL of the server.

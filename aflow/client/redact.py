@@ -1,4 +1,4 @@
-"""Redact the output of tasks: a single line that says so replaces a stream."""
+"""Redact the output of tasks: replace each stream by a single line that marks it as redacted."""
 
 from __future__ import annotations
 

@@ -173,8 +173,8 @@ class Run(PartOfRun):
         self.replace_tags(tag_to_remove, tag_to_add)
 
     def replace_tags(self, tags_to_remove: Tags, tags_to_add: Tags) -> None:
-        """Remove tags, then add others, in one transaction. Also raises what `add_tags` and
-        `remove_tags` raise.
+        """Remove tags, then add others, in one transaction. Also raises the errors of `add_tags`
+        and `remove_tags`.
 
         Args:
             tags_to_remove: One tag, or several; empty for none.

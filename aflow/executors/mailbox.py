@@ -41,7 +41,7 @@ _log = logging.getLogger("aflow")
 
 
 class Away:
-    """An attempt that was handed to another machine and has not ended."""
+    """An attempt that runs on another machine, or waits for one, and has not ended."""
 
     __slots__ = ("host", "is_back", "started_at", "step", "worker")
 
@@ -405,7 +405,7 @@ class RemoteExecutor(ABC, Generic[R]):
             self._mail.give_up(attempt_key, AttemptState.LOST, self._lost)
 
     def _send_off(self, spec: AttemptSpec) -> bool:
-        """Track an attempt before it is handed over; return False if no reports can arrive."""
+        """Track an attempt before it is launched; return False if no reports can arrive."""
         attempt_key = (spec.task, spec.attempt)
         self._mail.send(attempt_key, spec.step)
         if self._lost is not None:

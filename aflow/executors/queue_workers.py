@@ -6,7 +6,7 @@ that crashes every worker that leases it becomes a dead letter, and its attempt 
 their reports into a topic of the run; see executors/mailbox.py.
 
 Brokers can lose data (a restart without persistence, an eviction, a failover to a lagging replica).
-Therefore a message is put again if its attempt is neither queued, nor held by a worker, nor
+Therefore a message is enqueued again if its attempt is neither queued, nor held by a worker, nor
 reported. When the run has ended, its cancel messages and its reports topic are removed, and a
 marker in the datastore makes workers skip task messages that are left.
 """
@@ -108,8 +108,8 @@ class QueueExecutor(RemoteExecutor[Lease]):
         """Take over all attempts.
 
         Workers continue the attempts that they have started, and report to this coordinator. All
-        other attempts are put again, which has no effect on messages that are still queued. The
-        attempt may already have run, and its report be leased by the previous coordinator;
+        others are enqueued again, which has no effect on messages that are still queued. Such an
+        attempt may already have run, and the previous coordinator may still lease its report;
         therefore `again` makes the worker check for a result first."""
         for orphan in orphans:
             self._mail.take_over(orphan, orphan.handle or None)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 def run(flow: type[FlowSpec], **options: Any) -> Run:
     """Run a flow and wait until it has ended: `run(MyFlow, alpha=0.5, max_workers=4, tags=["a"])`.
     Works in a script, and in a thread with a running event loop, as in a notebook. An exception
-    that interrupts the wait cancels the run. Raises what `arun` raises.
+    that interrupts the wait cancels the run. Raises the errors of `arun`.
 
     Args:
         flow: The class of the flow.
@@ -88,7 +88,7 @@ async def arun(
             None for the setting.
         process: How the processes of tasks are started, `fresh` or `fork`; None for the setting.
         decorators: Decorators for all steps, in the form of `--with`.
-        fail_fast: Whether the run ends with the first task that fails for good.
+        fail_fast: Whether the run ends when the first task has failed after all of its retries.
         namespace: The namespace of the tasks: a tag such as `user:ada`; None for the user's.
         branch: The branch of @project; None for the user's.
         production: Whether to run in the production branch of @project; None for no.

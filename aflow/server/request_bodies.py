@@ -54,7 +54,7 @@ async def json_of(request: web.Request) -> bytes:
     """Return the body of a request, which must be JSON (else 415).
 
     Requiring the content type protects from pages of other sites, which cannot send it without a
-    preflight request. Raises what `body_of` and `check_json` raise.
+    preflight request. Raises the errors of `body_of` and `check_json`.
 
     Args:
         request: The request whose body is read.

@@ -296,7 +296,7 @@ class Runs:
             _log.error("%s could not be recovered: its order is not kept: %s", pathspec, error)
 
     def forget(self, pathspec: str) -> None:
-        """Delete the stored request of a finished run, which is not recovered any more. Blocks.
+        """Delete the stored request of a finished run, which needs no recovery. Blocks.
 
         Args:
             pathspec: The pathspec of the run, `flow/run`.

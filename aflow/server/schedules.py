@@ -342,7 +342,7 @@ class Scheduling:
         return [each for each in found if each[2]]
 
     async def trigger(self, name: str) -> str:
-        """Start a run of a schedule now. Raises what `Runs.begin` raises.
+        """Start a run of a schedule now. Raises the errors of `Runs.begin`.
 
         Args:
             name: The name of the schedule; it may be paused.

@@ -25,9 +25,9 @@ class SecretsManager:
 
     The text of a secret is a JSON object. Each key is the name of a variable (`-`, `.` and `/` in
     it become `_`), and its value is converted with Python's `str`. With the option `json: False`,
-    the whole text is the value of one variable, `env_var_name` or the name of the secret; the same
-    is true of bytes, as base64. `region` is the region of the secret, unless its ARN contains it;
-    the default is AFLOW_AWS_SECRETS_MANAGER_DEFAULT_REGION.
+    the whole text is the value of one variable, `env_var_name` or the name of the secret. A binary
+    secret is handled in the same way, as base64. `region` is the region of the secret, unless its
+    ARN contains it; the default is AFLOW_AWS_SECRETS_MANAGER_DEFAULT_REGION.
     """
 
     def get(

@@ -479,7 +479,7 @@ def check(
         expected: The results of a run without faults; None to skip the comparison.
         state: The expected final state of the run.
         late: Whether workers were killed, or reported too late: messages may then be left in
-            topics that no process reads any more.
+            topics without a reader.
         clocks_agree: Whether no clock was set: otherwise the times that processes have recorded
             are not comparable.
     """

@@ -302,7 +302,7 @@ class AsyncS3(_Client):
         await in_thread(self._close)
 
     async def _call(self, work: Work[T]) -> T:
-        # `begin` may block the first time, since it opens the connection.
+        # The first call of `begin` may block, since it opens the connection.
         begun = await in_thread(self._portal.begin, work)
         return await asyncio.wrap_future(begun)
 

@@ -320,7 +320,7 @@ class Transfers:
     # -------------------------------------------------------------- listing
 
     async def list_paths(self, keys: Iterable[str | None] | None) -> list[S3Object]:
-        """Return what is directly below some prefixes; see S3.list_paths.
+        """Return the objects and prefixes directly below some prefixes; see S3.list_paths.
 
         Args:
             keys: The keys, relative to the prefix of this client, or complete `s3://` URLs.

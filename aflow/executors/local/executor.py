@@ -44,7 +44,7 @@ _log = logging.getLogger("aflow.processes")
 
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 MEASURED = 0.25  # seconds between two measurements of attempts that have a memory limit
-BACKSTOP = 5.0  # seconds from the timeout of a step, which its process enforces, to a kill
+BACKSTOP = 5.0  # seconds between a step's timeout, enforced by its process, and a kill
 
 StartZygote = Callable[[], ZygoteProcess]
 Key = tuple[int, int, int]  # of an attempt, unique among all executors that share a machine
@@ -209,7 +209,7 @@ class ProcessExecutor:
         if self._is_lazy:
             return
         self._starting = self._loop.create_task(self._start_one())
-        # If the awaiting task is cancelled, the zygote starts all the same, and `stop` releases it.
+        # If the awaiting task is cancelled, the zygote starts anyway, and `stop` releases it.
         await asyncio.shield(self._starting)
 
     async def _start_one(self) -> None:

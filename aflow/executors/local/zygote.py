@@ -758,7 +758,7 @@ class Zygote:
             self._send_message(*((messages.READY,) if cold is None else (messages.COLD, *cold)))
             self.serve()
             code = 0
-        except BaseException:  # noqa: BLE001 -- an error of aflow: the coordinator reports that the zygote has died
+        except BaseException:  # noqa: BLE001 -- an error of aflow: the coordinator reports that the zygote has exited
             traceback.print_exc()
         finally:
             os._exit(code)
@@ -789,7 +789,7 @@ class Zygote:
             command = [*self._command(), str(control), str(self._coordinator)]
             variables = without_signing_key(environment_with(environment))
             os.execve(command[0], command, variables)  # noqa: S606 -- no shell
-        except BaseException:  # noqa: BLE001 -- the coordinator reports that the zygote has died
+        except BaseException:  # noqa: BLE001 -- the coordinator reports that the zygote has exited
             traceback.print_exc()
         finally:
             os._exit(1)
@@ -867,7 +867,7 @@ class Zygote:
                 self._send_message(messages.READY)
                 self.serve()
             code = 0
-        except BaseException:  # noqa: BLE001 -- an error of aflow: the coordinator reports that the zygote has died
+        except BaseException:  # noqa: BLE001 -- an error of aflow: the coordinator reports that the zygote has exited
             traceback.print_exc()
         finally:
             os._exit(code)

@@ -158,7 +158,7 @@ def fork_zygote(*, inherits: bool = True) -> ForkedZygote:
         path = sys.path if sys.flags.safe_path else sys.path[1:]
         import_module(ZYGOTE).serve(theirs, parent, path, lambda: command_of(ZYGOTE))
         code = 0
-    except BaseException:  # noqa: BLE001 -- an error of aflow: the coordinator reports that the zygote has died
+    except BaseException:  # noqa: BLE001 -- an error of aflow: the coordinator reports that the zygote has exited
         import traceback
 
         traceback.print_exc()

@@ -397,7 +397,7 @@ class OwnRuns:
 
     def one(self, name: str, asked: Asked) -> JsonResponse | None:
         """Return the response of a route for an object that is not registered; None if this store
-        does not have it, either.
+        does not have it.
 
         Args:
             name: The name of the route, such as `get_run`.

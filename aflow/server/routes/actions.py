@@ -123,7 +123,7 @@ class ActionRoutes:
         """Run `aflow doctor` with the settings that the server gives its runs.
 
         It checks the machine, the datastore, the metadata, the queue, and the configured services
-        of AWS. It is given up after two minutes (500)."""
+        of AWS. Fails with 500 after two minutes."""
         async with self._checking:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "aflow", "doctor", "--json",
@@ -150,7 +150,7 @@ class ActionRoutes:
     async def plan_collection(self, request: web.Request) -> web.StreamResponse:
         """Show what `aflow gc` would delete.
 
-        Runs have to match all of the filters. Nothing is deleted."""
+        A run must match all of the filters. Nothing is deleted."""
         fields = await fields_in(request, schemas.COLLECTION_REQUEST, "of a collection")
         now = self._clock.now()
         runs_to_delete = _runs_to_delete(fields, now)

@@ -198,7 +198,8 @@ class CommitGate:
             case FromTask(task):
                 return self._uncommitted.get(task)
             case FromBranches(tasks):
-                return max((self._uncommitted.get(task, -1) for task in tasks), default=-1)
+                known = self._uncommitted
+                return max((known[task] for task in tasks if task in known), default=None)
             case FromForeach():  # only the store knows which tasks these are
                 return max(self._uncommitted.values())
             case NoInputs():

@@ -195,6 +195,54 @@ def test_a_foreach_over_nothing_goes_straight_to_its_join(workspace: Workspace) 
     assert "ys []" in ran.lines
 
 
+BRANCHES_OF_ITEMS = """
+class Flow_(FlowSpec):
+    @step
+    def start(self):
+        self.items = list(range(6))
+        self.next(self.fork, foreach="items")
+
+    @step
+    def fork(self):
+        self.next(self.left, self.right)
+
+    @step
+    def left(self):
+        self.x = self.input
+        self.next(self.inner)
+
+    @step
+    def right(self):
+        self.x = 100
+        self.next(self.inner)
+
+    @step
+    def inner(self, inputs):
+        self.sum = inputs.left.x + inputs.right.x
+        self.next(self.outer)
+
+    @step
+    def outer(self, inputs):
+        self.sums = [each.sum for each in inputs]
+        self.next(self.end)
+
+    @step
+    def end(self):
+        print("sums", self.sums)
+"""
+
+
+@pytest.mark.parametrize(("isolation", "workers"), [("task", 2), ("worker", 3)])
+def test_joins_of_branches_run_while_other_items_keep_all_places_busy(
+    workspace: Workspace, isolation: str, workers: int
+) -> None:
+    workspace.write(BRANCHES_OF_ITEMS)
+    ran = workspace.run("--isolation", isolation, "--max-workers", str(workers))
+    assert ran.code == 0, ran.out + ran.err
+    assert "sums [100, 101, 102, 103, 104, 105]" in ran.lines
+    workspace.check()
+
+
 @pytest.mark.parametrize("isolation", ["task", "worker"])
 def test_foreach_in_foreach_joins_level_by_level(workspace: Workspace, isolation: str) -> None:
     workspace.write("""

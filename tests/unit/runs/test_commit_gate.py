@@ -7,10 +7,21 @@ import threading
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from aflow.metadata.base import LEASE, LeaseState, MetadataRecord, RunRecord
 from aflow.metadata.sqlite import SqliteMetadata
-from aflow.runs.commit_gate import GroupCommit
+from aflow.runs.commit_gate import CommitGate, GroupCommit
+from aflow.scheduler.messages import (
+    FromBranches,
+    FromForeach,
+    FromTask,
+    Inputs,
+    LaunchAttempt,
+    NoInputs,
+)
 from aflow.scheduler.states import RunState
 
 LIMIT = 60.0  # seconds after which a test that hangs fails
@@ -44,3 +55,87 @@ async def test_a_run_keeps_its_lease_while_its_code_is_worked_out(tmp_path: Path
     assert ["of the run"] == [each.value for each in metadata.metadata(run.key, 0)]
     await commits.close()
     metadata.close()
+
+
+TASKS = st.integers(0, 9)
+INPUTS = st.one_of(
+    st.builds(FromTask, TASKS),
+    st.builds(FromBranches, st.lists(TASKS, min_size=1, max_size=4).map(tuple)),
+)
+
+
+class Gate(RuleBasedStateMachine):
+    """A gate beside a model: the tasks of each commit that is not written yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = CommitGate()
+        self.pending: dict[int, set[int]] = {0: set()}  # the last one is not being written yet
+        self.settled: set[int] = set()
+        self.held: dict[int, LaunchAttempt] = {}
+        self.launched: set[int] = set()
+
+    @rule(task=TASKS)
+    def a_task_settles(self, task: int) -> None:
+        if task not in self.settled:
+            commit = max(self.pending)
+            self.gate.settle(task, commit)
+            self.pending[commit].add(task)
+            self.settled.add(task)
+
+    @rule()
+    def a_commit_begins(self) -> None:
+        self.pending[max(self.pending) + 1] = set()
+
+    @rule(inputs=INPUTS)
+    def an_attempt_is_ready(self, inputs: Inputs) -> None:
+        launch = LaunchAttempt(len(self.held) + len(self.launched) + 100, "step", 0, inputs)
+        commit = self.gate.commit_of(inputs)
+        if commit is None:
+            assert not self.needed(inputs)
+            self.launched.add(launch.task)
+        else:
+            assert self.needed(inputs)
+            assert commit in self.pending
+            self.gate.hold_attempt(launch, commit)
+            self.held[launch.task] = launch
+
+    @precondition(lambda self: len(self.pending) > 1)
+    @rule()
+    def the_oldest_commit_is_written(self) -> None:
+        number = min(self.pending)
+        del self.pending[number]
+        for launch in self.gate.open(number)[1]:
+            assert not self.needed(launch.inputs)
+            del self.held[launch.task]
+            self.launched.add(launch.task)
+
+    def needed(self, inputs: Inputs) -> set[int]:
+        """The inputs that a pending commit contains."""
+        assert isinstance(inputs, FromTask | FromBranches)
+        tasks = {inputs.task} if isinstance(inputs, FromTask) else {*inputs.tasks}
+        return tasks & set().union(*self.pending.values())
+
+    @invariant()
+    def held_attempts_are_launched_when_all_commits_are_written(self) -> None:
+        assert self.held.keys().isdisjoint(self.launched)
+        if not any(self.pending.values()):
+            assert not self.held
+
+
+TestGate = Gate.TestCase
+
+
+@given(st.lists(TASKS, min_size=1, max_size=4).map(tuple), st.integers(10, 19))
+def test_a_join_whose_branches_are_committed_waits_for_no_other_task(
+    branches: tuple[int, ...], other: int
+) -> None:
+    gate = CommitGate()
+    for task in branches:
+        gate.settle(task, 3)
+    assert 3 == gate.commit_of(FromBranches(branches))
+    gate.open(3)
+    gate.settle(other, 4)
+    assert gate.commit_of(FromBranches(branches)) is None
+    assert gate.commit_of(NoInputs()) is None
+    assert 4 == gate.commit_of(FromForeach(0, ("step",), 1))

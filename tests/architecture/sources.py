@@ -13,7 +13,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 @cache
 def tracked(*suffixes: str) -> tuple[Path, ...]:
-    """The files of the repository that end so, relative to its root; what git ignores left out."""
+    """Return the repository's files with this suffix, relative to its root, without ignored
+    ones."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=REPOSITORY,
@@ -25,26 +26,26 @@ def tracked(*suffixes: str) -> tuple[Path, ...]:
 
 
 def python_files(*folders: str) -> tuple[Path, ...]:
-    """The Python files under these folders, relative to the root."""
+    """Return the Python files under these folders, relative to the root."""
     return tuple(path for path in tracked(".py") if path.parts[0] in folders)
 
 
 @cache
 def text_of(path: Path) -> str:
-    """The text of a file, by its path relative to the root."""
+    """Return the text of a file, by its path relative to the root."""
     return (REPOSITORY / path).read_text(encoding="utf-8")
 
 
 @cache
 def tree_of(path: Path) -> ast.Module:
-    """The syntax tree of a Python file, by its path relative to the root."""
+    """Return the syntax tree of a Python file, by its path relative to the root."""
     return ast.parse(text_of(path), filename=str(path))
 
 
 @cache
 def nodes_of(path: Path) -> tuple[ast.AST, ...]:
-    """All nodes of a Python file's syntax tree: a dozen tests look at them, and finding them takes
-    longer than that."""
+    """Return all nodes of a Python file's syntax tree. They are cached: a dozen tests use them, and
+    walking the tree is slower than the tests."""
     return tuple(ast.walk(tree_of(path)))
 
 
@@ -58,7 +59,7 @@ def violations(
 
 
 def dotted(node: ast.AST) -> str:
-    """`a.b.c` for an attribute or a name, else an empty text."""
+    """Return `a.b.c` for an attribute or a name, otherwise an empty string."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute):

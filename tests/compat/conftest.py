@@ -13,13 +13,13 @@ from tests.compat.peer import PEER, Forks, Reader
 
 @pytest.fixture(scope="session")
 def readers() -> Iterator[dict[str, Reader]]:
-    """A reader of each."""
+    """One reader for each system."""
     with closing(Reader(PEER)) as theirs, closing(Reader(sys.executable, "ours")) as ours:
         yield {"theirs": theirs, "ours": ours}
 
 
 @pytest.fixture(scope="session")
 def forks() -> Iterator[Forks]:
-    """What runs flows on Metaflow."""
+    """The process that runs flows on Metaflow."""
     with closing(Forks()) as made:
         yield made

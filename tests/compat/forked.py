@@ -26,12 +26,12 @@ LONGEST = 1 << 20
 
 def serve(asked):
     """Fork a process for each request until the socket is closed. Returns in these processes, with
-    what is to be run in them."""
+    the program to run."""
     while True:
         sent, descriptors, _, _ = socket.recv_fds(asked, LONGEST, 4)
         if not sent:
             os._exit(0)
-        # The parent of the program writes how it has ended: a run waits for several at a time.
+        # The parent writes the program's exit status: a run waits for several programs at a time.
         parent = os.fork()
         if parent == 0:
             asked.close()
@@ -50,12 +50,12 @@ def serve(asked):
             os._exit(0)
         for descriptor in descriptors:
             os.close(descriptor)
-        os.waitpid(-1, os.WNOHANG)  # what has ended meanwhile
+        os.waitpid(-1, os.WNOHANG)  # processes that have exited in between
 
 
 class Task:
-    """What Metaflow uses of subprocess.Popen, for a process that is forked by the other end of the
-    socket."""
+    """The part of subprocess.Popen that Metaflow uses, for a process that the peer of the socket
+    forks."""
 
     asked: socket.socket
 
@@ -113,12 +113,12 @@ def run(asked):
     sys.argv[:] = wanted["arguments"]
     sys.path[0] = wanted["folder"]
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(write_through=True)  # a program may end at once
+        stream.reconfigure(write_through=True)  # a program may exit immediately
     # Metaflow has put tuples that it pickles into the program that imported it.
     tuples = {n: v for n, v in globals().items() if isinstance(v, type) and issubclass(v, tuple)}
     runpy.run_path(sys.argv[0], tuples, run_name="__main__")
 
 
 if __name__ == "__main__":
-    gc.freeze()  # or each process would copy what it only looks at
+    gc.freeze()  # otherwise each process would copy pages that it only reads
     run(socket.socket(fileno=int(sys.argv[1])))

@@ -24,7 +24,7 @@ needs_peer = pytest.mark.skipif(
 
 
 def environment() -> dict[str, str]:
-    """The environment of a command, without settings from outside."""
+    """Return the environment of a command, without the user's settings."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -36,7 +36,7 @@ def environment() -> dict[str, str]:
 
 
 def call(folder: Path, *command: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in the folder, without settings from outside."""
+    """Run a command in the folder, without the user's settings."""
     return subprocess.run(
         [*map(str, command)],
         cwd=folder,
@@ -49,8 +49,8 @@ def call(folder: Path, *command: str | Path, **env: str) -> subprocess.Completed
 
 
 class Forks:
-    """A process that has imported Metaflow: runs and tasks are forked from it, see forked.py.
-    Metaflow reads its settings when it is imported: they are those of the process."""
+    """A process that has imported Metaflow and forks runs and tasks, see forked.py. Metaflow reads
+    its settings at import: they are those of this process."""
 
     def __init__(self, **settings: str) -> None:
         self._environment = {**environment(), **settings}
@@ -65,7 +65,7 @@ class Forks:
     def run(
         self, folder: Path, *arguments: str | Path, **env: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program of Python, as a rule the flow file of the folder, with these arguments, as
+        """Run a Python program, usually the flow file of the folder, with these arguments, as
         `call` does."""
         request = {
             "arguments": [*map(str, arguments)],
@@ -93,7 +93,7 @@ class Forks:
             return subprocess.CompletedProcess(arguments, code, out.read(), err.read())
 
     def close(self) -> None:
-        """End the process."""
+        """Stop the process."""
         self._asked.close()
         self._process.wait()
 
@@ -111,12 +111,12 @@ class Reader:
         )
 
     def read(self, folder: Path) -> Any:
-        """What the client says of the latest run in a folder; None where there is none."""
+        """Return the client's data of the latest run in a folder; None if there is none."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(folder, file=self._process.stdin, flush=True)
         return json.loads(self._process.stdout.readline())
 
     def close(self) -> None:
-        """End the process."""
+        """Stop the process."""
         self._process.communicate()

@@ -35,14 +35,14 @@ from tests.support.waiting import wait_until
 
 KINDS = ["task", "worker", "coroutine"]
 EVERYWHERE = [*KINDS, "queue"]  # and by a worker that takes attempts from a queue
-BATCH = pytest.param("batch", marks=pytest.mark.xdist_group("batch"))  # jobs, slow to begin
+BATCH = pytest.param("batch", marks=pytest.mark.xdist_group("batch"))  # jobs, slow to start
 GRACE = 0.3  # seconds; for tests in which nobody is to wait for it, and for those that do
-BLOBS = BlobStore(MemoryStore())  # what is small rides in the manifests
-PARENTS = 10_000  # the tasks that each task reads its action from have numbers from here on
+BLOBS = BlobStore(MemoryStore())  # small values are inline in the manifests
+PARENTS = 10_000  # numbers of the tasks that store the actions start here
 
 
 class Recorder:
-    """Reports, taken down: what was said of each task, in order."""
+    """Records the reports of each task, in order."""
 
     def __init__(self) -> None:
         self.said: defaultdict[int, list[str]] = defaultdict(list)
@@ -86,43 +86,43 @@ class Recorder:
         self._changed.set()
 
     async def until(self, happened: Callable[[], Any]) -> None:
-        """Wait until what was said makes it so."""
+        """Wait until the reports satisfy a condition."""
         while not happened():
             self._changed.clear()
             await self._changed.wait()
 
     def out(self, task: int, stream: int = 0) -> bytes:
-        """What the task has written so far."""
+        """Return the task's output so far."""
         return bytes(self._output[(task, stream)])
 
     def lines(self, task: int) -> list[bytes]:
-        """What the task has written to stdout, without the order of lines."""
+        """Return the task's lines on stdout so far, sorted."""
         return sorted(self.out(task).splitlines())
 
 
 class Bench:
-    """One executor, what it was given and what it has said."""
+    """One executor with its launched tasks and its reports."""
 
     def __init__(self, executor: Any, kind: str, zygotes: list[ZygoteProcess]):
         self.executor = executor
         self.kind = kind
-        self.zygotes = zygotes  # those that were started, the last one last
+        self.zygotes = zygotes  # the started processes, in order
         self.recorder = Recorder()
         self.specs: dict[int, AttemptSpec] = {}
         self._tasks = 0
 
     def launch(self, action: str, *args: Any, step: str | None = None) -> int:
-        """Have an attempt do a action; the number of its task."""
+        """Launch an attempt with an action, and return the number of its task."""
         task = self.prepare(action, *args, step=step)
         self.executor.launch(self.specs[task])
         return task
 
     def handle_of(self, task: int) -> str:
-        """What was said last of where the task is."""
+        """Return the latest reported handle of the task."""
         return self.recorder.handles.get(task, "")
 
     def prepare(self, action: str, *args: Any, step: str | None = None) -> int:
-        """The number of a task that is to do a action, and is not launched yet."""
+        """Store the action of a new task without launching it, and return the task's number."""
         self._tasks += 1
         task, parent = self._tasks, PARENTS + self._tasks
         manifest = Manifest(step="start")
@@ -139,7 +139,7 @@ class Bench:
         self.executor.cancel(task, 0)
 
     async def started(self, *tasks: int) -> list[int]:
-        """Wait until the tasks have started; the processes that they run in."""
+        """Wait until the tasks have started, and return their process ids."""
         await self.recorder.until(lambda: all(task in self.recorder.pids for task in tasks))
         pids = [self.recorder.pids[task] for task in tasks]
         assert None not in pids
@@ -150,28 +150,28 @@ class Bench:
         await self.recorder.until(lambda: data in self.recorder.out(task))
 
     async def ended(self, *tasks: int) -> list[str]:
-        """Wait until the tasks have ended; their states."""
+        """Wait until the tasks have ended, and return their states."""
         await self.recorder.until(lambda: all(task in self.recorder.reports for task in tasks))
         return [self.recorder.reports[task].state for task in tasks]
 
     async def does(self, action: str, *args: Any) -> Any:
-        """What the action returns, done in an attempt that succeeds."""
+        """Run an action in an attempt that succeeds, and return its result."""
         task = self.launch(action, *args)
         assert ["succeeded"] == await self.ended(task), self.reason(task)
         return self.result(task)
 
     def result(self, task: int) -> Any:
-        """What the action of a task has returned."""
+        """Return the result of a task's action."""
         manifest = self.recorder.reports[task].manifest
         assert manifest is not None
         return ArtifactReader(BLOBS).load("result", Manifest.decode(manifest).artifacts["result"])
 
     def reason(self, task: int) -> str:
-        """Why a task did not succeed."""
+        """Return why a task did not succeed."""
         return self.recorder.reports[task].reason
 
     def check_order(self) -> None:
-        """Of each task that was launched: at most one start, then its output, then one end."""
+        """Check for each launched task: at most one start, then its output, then one end."""
         orders = [["started", "logged", "ended"], ["started", "ended"], ["ended"]]
         for task in range(1, self._tasks + 1):
             assert self.recorder.said[task] in orders, f"task {task}"
@@ -183,7 +183,7 @@ def new_executor(
     grace: float = GRACE,
     start: Callable[[], ZygoteProcess] | None = None,
 ) -> Bench:
-    """An executor that has not started."""
+    """Return an executor that has not started."""
     definition = define(ActionFlow)
     zygotes: list[ZygoteProcess] = []
 
@@ -208,7 +208,7 @@ def new_executor(
 
 
 def context_in(folder: Path) -> RunContext:
-    """What all attempts have in common."""
+    """Return the context that all attempts share."""
     return RunContext(
         flow="ActionFlow",
         run="1",
@@ -225,7 +225,7 @@ def context_in(folder: Path) -> RunContext:
 
 @asynccontextmanager
 async def executing(folder: Path, kind: str = "task", **options: Any) -> AsyncIterator[Bench]:
-    """An executor at work; afterwards it has kept the order, and nothing is left of it."""
+    """Run an executor; afterwards check the order of its reports, and that it leaves nothing."""
     with nothing_left():
         bench = new_executor(kind, **options)
         try:
@@ -238,7 +238,7 @@ async def executing(folder: Path, kind: str = "task", **options: Any) -> AsyncIt
 
 
 async def settled() -> None:
-    """Let the event loop do what is due now."""
+    """Let the event loop process everything that is due."""
     for _ in range(3):
         await asyncio.sleep(0)
 
@@ -248,12 +248,12 @@ async def settled() -> None:
 
 @contextmanager
 def nothing_left() -> Iterator[None]:
-    """Whatever is done in here leaves no process and no descriptor behind."""
+    """Check that the block leaves no process and no open descriptor."""
     if not Path("/proc/self/environ").exists():
         pytest.skip("this system does not list processes and descriptors")
     mark = f"ACTIONS_MARK={uuid.uuid4().hex}"
     name, _, value = mark.partition("=")
-    gc.collect()  # what earlier tests have dropped is not closed in the midst of this one
+    gc.collect()  # garbage of earlier tests must not be closed during this one
     before, ended_before = descriptors(), zombies()
     os.environ[name] = value
     try:
@@ -274,7 +274,7 @@ def nothing_left() -> Iterator[None]:
 
 
 def descriptors() -> list[str]:
-    """The open files of this process."""
+    """Return the open files of this process."""
     found = []
     for number in os.listdir("/proc/self/fd"):
         try:
@@ -285,14 +285,14 @@ def descriptors() -> list[str]:
 
 
 def processes_with(mark: str) -> list[int]:
-    """Every process that has inherited the variable, whatever its parent is now."""
+    """Return all processes that have inherited the variable, whatever their parent is."""
     found = []
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) == os.getpid():
             continue
         try:
             environment = Path(f"/proc/{entry}/environ").read_bytes()
-        except OSError:  # it has ended, or is none of ours
+        except OSError:  # it has exited, or belongs to another user
             continue
         if mark.encode() in environment.split(b"\0"):
             found.append(int(entry))
@@ -300,7 +300,7 @@ def processes_with(mark: str) -> list[int]:
 
 
 def zombies() -> list[int]:
-    """Children that have ended and that nobody has waited for."""
+    """Return the child processes that have exited but were not waited for."""
     try:
         found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
@@ -309,7 +309,7 @@ def zombies() -> list[int]:
 
 
 def ends(pid: int, patience: float = 5.0) -> bool:
-    """Whether a process has ended, or does so soon: one that was killed still takes a moment."""
+    """Return whether a process has exited or exits soon: a killed process takes a moment."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -321,7 +321,7 @@ def ends(pid: int, patience: float = 5.0) -> bool:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs (one that waits for its parent does not)."""
+    """Return whether a process is running; False for a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):

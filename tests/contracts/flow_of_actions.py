@@ -16,7 +16,7 @@ from typing import Any
 from aflow.flow.decorators.timeout import timeout
 from aflow.flow.spec import FlowSpec, step
 
-NOBODY = 54321  # a user that has no processes
+NOBODY = 54321  # a user without processes
 
 if os.environ.get("ACTIONS_CANNOT_BE_IMPORTED"):
     raise ImportError("this file is in no mood")
@@ -58,7 +58,7 @@ class ActionFlow(FlowSpec):
 
     @step
     def end(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def speak() -> str:
@@ -86,7 +86,7 @@ def kill_yourself(number: int) -> None:
 
 
 def wait() -> None:
-    """For ever, in a way that every signal ends."""
+    """Wait forever; any signal ends the wait."""
     print("waiting")
     while True:
         signal.pause()
@@ -98,7 +98,7 @@ def ignore_the_polite() -> None:
 
 
 def be_deaf() -> None:
-    """For ever, with an ear for nothing but SIGKILL."""
+    """Wait forever, and ignore all signals except SIGKILL."""
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     wait()
 
@@ -118,7 +118,7 @@ async def ignore_the_polite_async() -> None:
 
 
 def write(data: bytes, repeat: int = 1, times: int = 1, stream: str = "stdout") -> None:
-    """Bytes as they are, by Python's stream: so many copies at once, so many times."""
+    """Write bytes unchanged through Python's stream: this many copies at once, this many times."""
     for _ in range(times):
         getattr(sys, stream).buffer.write(data * repeat)
 
@@ -129,7 +129,7 @@ def write_lines(count: int) -> None:
 
 
 def fork() -> int:
-    """A child that comes back from the step, as the parent does."""
+    """Fork a child that returns from the step, like its parent."""
     child = os.fork()
     if child == 0:
         print("the child")
@@ -140,7 +140,7 @@ def fork() -> int:
 
 
 def sing_in_chorus(voices: int, lines: int) -> None:
-    """Several processes that print at once."""
+    """Start several processes that print concurrently."""
     children = []
     for voice in range(1, voices):
         child = os.fork()
@@ -160,7 +160,7 @@ def sing(voice: int, lines: int) -> None:
 
 
 def leave_a_daemon() -> int:
-    """A grandchild in a session of its own that holds stdout for ever; its number."""
+    """Start a grandchild in a separate session that keeps stdout open forever; return its id."""
     readable, writable = os.pipe()
     child = os.fork()
     if child == 0:
@@ -175,7 +175,7 @@ def leave_a_daemon() -> int:
 
 
 def leave_a_child() -> int:
-    """A process that outlives the step; its number."""
+    """Start a process that outlives the step, and return its id."""
     return subprocess.Popen(["tail", "-f", "/dev/null"]).pid
 
 
@@ -185,7 +185,7 @@ def leave_a_child_and_wait() -> None:
 
 
 def spoil(what: str) -> None:
-    """Change something of the process that the next task must not notice."""
+    """Change state of the process that must not affect the next task."""
     SPOILS[what]()
 
 
@@ -225,7 +225,7 @@ SPOILS: dict[str, Callable[[], Any]] = {
 
 
 def look() -> dict[str, Any]:
-    """What a step could have changed."""
+    """Return the state of the process that a step could have changed."""
     umask = os.umask(0)
     os.umask(umask)
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE, signal.SIGUSR1)

@@ -24,7 +24,7 @@ def a_batch(number: int, size: int = 20) -> Batch:
 
 
 def filled(path: Path, batches: int = 10) -> RunRecord:
-    """A database with one run, closed."""
+    """Create a database with one run, and close it."""
     store = SqliteMetadata(path, durability="process")
     run = store.create_run(RUN, b"parameters")
     for number in range(batches):
@@ -34,7 +34,7 @@ def filled(path: Path, batches: int = 10) -> RunRecord:
 
 
 def check_integrity(path: Path) -> None:
-    """The database is whole, and so are the commits in it."""
+    """Check that the database and the commits in it are intact."""
     db = sqlite3.connect(path)
     try:
         assert [("ok",)] == db.execute("PRAGMA integrity_check").fetchall()
@@ -51,7 +51,7 @@ def check_integrity(path: Path) -> None:
 
 
 def every_answer(store: MetadataStore, run_key: int) -> list[Any]:
-    """What every reading method says of the run."""
+    """Return the results of all read methods for the run."""
     return [
         store.flows(),
         store.runs("Flow", tags=["a"], states=[RunState.RUNNING]),

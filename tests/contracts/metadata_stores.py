@@ -29,7 +29,7 @@ NAMES = [*BACKENDS, "postgres", "service-postgres"]
 
 
 def open_store(request: pytest.FixtureRequest, folder: Path) -> MetadataStore:
-    """An empty store of the kind that the fixture's parameter names."""
+    """Open an empty store of the kind that the fixture's parameter names."""
     if request.param in BACKENDS:
         return BACKENDS[request.param](folder)
     from aflow.metadata.postgres import PostgresMetadata

@@ -23,7 +23,7 @@ from aflow.task.spec import AttemptSpec, RunContext
 
 
 class OverBatch:
-    """The executor; jobs of this machine reach the folder of the run's store, too."""
+    """The executor. Local jobs can also access the folder of the run's store."""
 
     lookahead = 0
 
@@ -37,7 +37,7 @@ class OverBatch:
     async def start(self, context: RunContext, reports: Reports) -> None:
         settings = AwsSettings.load()
         steps = self._definition.steps.items()
-        # There is no code package: jobs import the flow from where it is.
+        # There is no code package: jobs import the flow from its file.
         found = {"PYTHONPATH": str(Path(__file__).parents[2])}
         jobs = {name: step_job(step, settings, found) for name, step in steps}
         self._made = JobExecutor(

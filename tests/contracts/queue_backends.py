@@ -22,12 +22,12 @@ MAX_DELIVERIES = 3
 
 @dataclass(frozen=True)
 class Backend:
-    """One queue that exists; `open` gives one more user of it."""
+    """An existing queue; `open` returns another client of it."""
 
     open: Callable[[], Queue]
     shortest: float = 0.05
-    strict: bool = True  # whether it knows ids and exact numbers; SQS does not
-    many: int = 1000  # messages of a test with many
+    strict: bool = True  # whether it has ids and exact counts; SQS has not
+    many: int = 1000  # messages in a test with many
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def postgres(server: Server) -> Iterator[Backend]:
 
 @contextmanager
 def sqs(server: Server) -> Iterator[Backend]:
-    """Queues of a name of their own on the stand-in for AWS, whose leases are whole seconds."""
+    """Queues with unique names on the stand-in for AWS, whose leases are whole seconds."""
     from aflow.queue.sqs import SqsQueue
 
     prefix = f"test-{uuid.uuid4().hex[:8]}"

@@ -12,7 +12,7 @@ from tests.docker.podman import IMAGE, Podman, fetch_wheels, podman_in_cache
 
 @pytest.fixture(scope="session")
 def podman(repository: Path) -> Iterator[Podman]:
-    """Podman, and the image of the tree as it is."""
+    """Podman, with the image of the working tree."""
     with podman_in_cache() as podman:
         fetch_wheels(podman, repository)
         podman.build(repository, IMAGE)

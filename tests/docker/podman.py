@@ -32,7 +32,7 @@ events_logger = "file"
 
 
 class Podman:
-    """Images and containers in a folder of their own, apart from those of the machine."""
+    """Images and containers in a separate folder, isolated from those of the machine."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -43,15 +43,15 @@ class Podman:
         self._places = ["--root", str(folder / "root"), "--runroot", str(folder / "run")]
 
     def command(self, *words: object) -> list[str]:
-        """The command line of `podman WORDS`."""
+        """Return the command line of `podman WORDS`."""
         return ["podman", *self._places, "--storage-driver", "overlay", *map(str, words)]
 
     def environment(self) -> dict[str, str]:
-        """The environment of the moment, and where podman finds its configuration."""
+        """Return the current environment with the paths of podman's configuration."""
         return os.environ | {"CONTAINERS_CONF": self._configuration}
 
     def __call__(self, *words: object) -> subprocess.CompletedProcess[str]:
-        """Run `podman WORDS` to its end, well or not."""
+        """Run `podman WORDS`, whether it succeeds or not."""
         return subprocess.run(
             self.command(*words),
             env=self.environment(),
@@ -62,17 +62,17 @@ class Podman:
         )
 
     def must(self, *words: object) -> str:
-        """Run `podman WORDS`, which has to end well; what it printed."""
+        """Run `podman WORDS`, which must succeed, and return its output."""
         done = self(*words)
         assert 0 == done.returncode, done.stdout[-2000:] + done.stderr[-4000:]
         return done.stdout
 
     def has(self, image: str) -> bool:
-        """Whether there is such an image."""
+        """Return whether the image exists."""
         return 0 == self("image", "exists", image).returncode
 
     def build(self, repository: Path, image: str) -> None:
-        """Build the image of the repository as it is now, from the base and the wheels."""
+        """Build the image of the repository in its current state, from the base and the wheels."""
         arguments = {"BASE": BASE, "PIP_FIND_LINKS": "/wheels", "PIP_NO_INDEX": "1"}
         given = [
             word for name, each in arguments.items() for word in ("--build-arg", f"{name}={each}")
@@ -95,7 +95,8 @@ def derive(podman: Podman, image: str, instructions: str, folder: Path) -> None:
 
 
 def hardened(data: Path) -> list[str]:
-    """The options of a container that may write to its home and to /tmp, and has no privileges."""
+    """Return the options of an unprivileged container that may write only to its home and to
+    /tmp."""
     return [
         *("--rm", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "all"),
         *("--security-opt", "no-new-privileges", "--volume", f"{data}:/var/lib/aflow"),
@@ -103,7 +104,7 @@ def hardened(data: Path) -> list[str]:
 
 
 def why_not() -> str:
-    """Why there can be no containers here; "" if there can be."""
+    """Return why containers cannot run here; "" if they can."""
     if sys.platform != "linux" or os.getuid() != 0:
         return "containers are run as root on Linux"
     missing = [name for name in NEEDED if shutil.which(name) is None]
@@ -112,7 +113,7 @@ def why_not() -> str:
 
 @contextmanager
 def podman_in_cache() -> Iterator[Podman]:
-    """Podman with the base, and the user's cache folder for itself."""
+    """Return Podman with the base image, and lock the user's cache folder."""
     reason = why_not()
     if reason:
         pytest.skip(f"{reason}: no image is built")
@@ -128,7 +129,7 @@ def podman_in_cache() -> Iterator[Podman]:
 
 
 def _make_base(podman: Podman) -> None:
-    """Make the base image; where its packages cannot be fetched there is nothing to test."""
+    """Build the base image; skip the tests if its packages cannot be downloaded."""
     root = podman.folder / "base"
     shutil.rmtree(root, ignore_errors=True)
     made = subprocess.run(
@@ -152,7 +153,7 @@ def _make_base(podman: Podman) -> None:
 
 
 def fetch_wheels(podman: Podman, repository: Path) -> None:
-    """Have the wheels that the image is built from, of the pinned versions."""
+    """Download the wheels of the pinned versions that the image is built from."""
     podman.wheels.mkdir(exist_ok=True)
     pins = (repository / "docker" / "constraints.txt").read_text()
     fetched_for = podman.wheels / "constraints.txt"

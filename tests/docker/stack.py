@@ -11,24 +11,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# The secrets that the stack is given.
+# The secrets of the stack.
 NAMES = ("POSTGRES_PASSWORD", "REDIS_PASSWORD", "S3_SECRET_KEY", "SIGNING_KEY", "AFLOW_TOKEN")
 
 
 def tool(name: str) -> str:
-    """A program of the development tools."""
+    """Return the path of a development tool."""
     found = shutil.which(name, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert found is not None, f"{name} is not installed: it is one of the development tools"
     return found
 
 
 def secrets() -> dict[str, str]:
-    """A value for every secret."""
+    """Return a value for every secret."""
     return {name: f"{name.lower().replace('_', '-')}-of-a-test-{'0' * 24}" for name in NAMES}
 
 
 def compose(repository: Path, settings: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """What docker compose says of the stack, all of it, with these settings and no others."""
+    """Return the stack as Docker Compose parses it, with these settings only."""
     file = repository / "docker" / "compose.yaml"
     return subprocess.run(
         [tool("docker-compose"), "-f", file, "--profile", "*", "config", "--format", "json"],
@@ -47,7 +47,7 @@ def stack(repository: Path) -> dict[str, Any]:
 
 
 def stages(repository: Path) -> dict[str, str]:
-    """What the stages of the Dockerfile do, by their names."""
+    """Return the instructions of the Dockerfile's stages, by name."""
     text = (repository / "docker" / "Dockerfile").read_text()
     return dict(
         re.findall(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM|\Z)", text, re.DOTALL | re.MULTILINE)

@@ -17,14 +17,14 @@ Undisturbed = Callable[..., Results]
 
 @pytest.fixture
 def fleet(tmp_path: Path) -> Iterator[Fleet]:
-    """Machines that share a disk: everything is in files."""
+    """Machines that share a disk: all data is in files."""
     made = local_fleet(tmp_path / "fleet")
     yield made
     made.close()
 
 
 def local_fleet(folder: Path) -> Fleet:
-    """The same, there."""
+    """The same fleet, in a given folder."""
     folder.mkdir()
     return Fleet(
         folder,
@@ -36,7 +36,7 @@ def local_fleet(folder: Path) -> Fleet:
 
 @pytest.fixture
 def cloud(tmp_path: Path, postgres_server: Server, strict_bucket: S3Bucket) -> Iterator[Fleet]:
-    """Machines that share nothing but servers: PostgreSQL for metadata and queue, and S3."""
+    """Machines that share only servers: PostgreSQL for metadata and queue, and S3."""
     folder = tmp_path / "fleet"
     folder.mkdir()
     with new_database(postgres_server) as queue:
@@ -46,7 +46,7 @@ def cloud(tmp_path: Path, postgres_server: Server, strict_bucket: S3Bucket) -> I
 
 
 def in_bucket(bucket: S3Bucket, endpoint: str | None = None) -> dict[str, str]:
-    """Settings that name it as the datastore."""
+    """Return the settings that make the bucket the datastore."""
     return {
         "AFLOW_DEFAULT_DATASTORE": "s3",
         "AFLOW_DATASTORE_SYSROOT_S3": f"s3://{bucket.name}/team",
@@ -56,7 +56,7 @@ def in_bucket(bucket: S3Bucket, endpoint: str | None = None) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    """The results of a flow, run with one worker in a place of its own, where nothing happens."""
+    """The results of a flow without faults, run with one worker in a separate place."""
     known: dict[tuple[str, ...], Results] = {}
 
     def run(source: str, *words: str) -> Results:

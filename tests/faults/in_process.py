@@ -42,7 +42,7 @@ FILE = Path(__file__).parent / "flow_files" / "small.py"
 
 
 def flow_module() -> ModuleType:
-    """The flow's module."""
+    """Return the module of the flow."""
     spec = importlib.util.spec_from_file_location("small_flow_file", FILE)
     assert spec is not None
     assert spec.loader is not None
@@ -52,8 +52,8 @@ def flow_module() -> ModuleType:
 
 
 class Hand:
-    """A worker of one slot that runs attempts in this process, one after the other, and says of
-    each in two messages that it has begun, and how it has ended."""
+    """A worker with one slot that runs attempts in this process, one after the other, and reports
+    the start and the end of each in two messages."""
 
     def __init__(self, queue: SqliteQueue, definition: Any, clock: Clock) -> None:
         self._queue = queue
@@ -64,14 +64,14 @@ class Hand:
         self._done = asyncio.Event()
 
     async def work(self) -> None:
-        """Until it is cancelled."""
+        """Run attempts until cancelled."""
         while True:
             for lease in await self._queue.lease(["tasks.default"], 1, 60.0, 60.0):
                 await self._one(lease)
             self._done.set()
 
     async def until_nothing_is_left(self) -> None:
-        """Wait until it has done all there is to do."""
+        """Wait until all attempts are done."""
         while (await self._queue.depth("tasks.default"))[:2] != (0, 0):
             self._done.clear()
             await self._done.wait()
@@ -86,7 +86,7 @@ class Hand:
         report = await asyncio.to_thread(self._run, message, spec, lease.deliveries > 1)
         ended = (protocol.ENDED, spec.task, spec.attempt, None, None, *report[2:])
         await self._send(message, ended)
-        with contextlib.suppress(LeaseLost):  # what was cancelled is taken out of the queue
+        with contextlib.suppress(LeaseLost):  # cancelled attempts are removed from the queue
             await self._queue.ack([lease])
 
     def _run(self, message: TaskMessage, spec: AttemptSpec, again: bool) -> Any:
@@ -105,7 +105,7 @@ class Hand:
 
 
 class Bench:
-    """What coordinators and the worker rest on: files of a fleet."""
+    """The services that coordinators and the worker use: the files of a fleet."""
 
     def __init__(self, fleet: Fleet, clock: Clock | None = None) -> None:
         self.fleet = fleet
@@ -116,7 +116,7 @@ class Bench:
 
     @asynccontextmanager
     async def worker(self) -> AsyncIterator[None]:
-        """A worker at work."""
+        """Run a worker."""
         queue = SqliteQueue(self._queue_file)
         hand = Hand(queue, self.definition, self._clock)
         working = asyncio.create_task(hand.work())
@@ -129,12 +129,12 @@ class Bench:
             await queue.close()
 
     def open_queue(self, points: Points) -> Failing:
-        """The queue, as the coordinator sees it."""
+        """Open the queue as a coordinator does."""
         return Failing(SqliteQueue(self._queue_file), points, QueueUnavailable)
 
     @asynccontextmanager
     async def coordinator(self, points: Points) -> AsyncIterator[Coordinator]:
-        """A coordinator whose calls pass these points."""
+        """Return a coordinator whose calls pass these points."""
         metadata = SqliteMetadata(self._metadata_file, durability="process")
         try:
             async with Coordinator(
@@ -150,23 +150,23 @@ class Bench:
             metadata.close()
 
     def state(self) -> RunState | None:
-        """The state of the run; None where there is none."""
+        """Return the state of the run; None if there is no run."""
         record = self.fleet.record()
         return None if record is None else record.state
 
     def options(self) -> RunOptions:
-        """Options of a run whose tasks the worker runs."""
+        """Return the options of a run whose tasks the worker runs."""
         return RunOptions(executor="queue", queue=self.fleet.queue)
 
     async def run(self, points: Points) -> None:
-        """Begin the run, and go on to its end, or that of its coordinator."""
+        """Start the run, and drive it until it ends or its coordinator dies."""
         with contextlib.suppress(Killed, AflowError):
             async with self.coordinator(points) as coordinator:
                 run = await coordinator.start(self.definition, options=self.options())
                 await run.wait()
 
     async def recover(self, points: Points) -> None:
-        """Go on with it; the same."""
+        """Continue the run, until it ends or its coordinator dies."""
         record = self.fleet.record()
         assert record is not None
         with contextlib.suppress(Killed, AflowError):
@@ -175,7 +175,7 @@ class Bench:
                 await run.wait()
 
     def let_leases_pass(self) -> None:
-        """So much time that nothing is the dead coordinator's any more."""
+        """Advance the time until all leases of the dead coordinator have expired."""
         self.fleet.let_lease_pass()
         with sqlite3.connect(self._queue_file) as database:
             database.execute(

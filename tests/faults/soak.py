@@ -62,7 +62,7 @@ KINDS = ("files", "redis", "server", "s3")
 
 
 def main() -> int:
-    """Run rounds; 1 if a promise was broken."""
+    """Run rounds, and return 1 if an invariant was violated."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=3600.0, help="how long (3600)")
     parser.add_argument(
@@ -118,7 +118,7 @@ def main() -> int:
 
 @contextlib.contextmanager
 def fleet_of(kind: str, folder: Path) -> Iterator[tuple[Fleet, tuple[Fault, ...]]]:
-    """A fleet that rests on this, and the faults that strike it."""
+    """Return a fleet with these services, and the faults for it."""
     metadata, queue = f"sqlite:///{folder}/metadata.db", f"sqlite:///{folder}/queue.db"
     with contextlib.ExitStack() as made:
         faults: tuple[Fault, ...] = FAULTS
@@ -145,7 +145,7 @@ def fleet_of(kind: str, folder: Path) -> Iterator[tuple[Fleet, tuple[Fault, ...]
 
 
 def in_bucket(bucket: S3Bucket, endpoint: str) -> Mapping[str, str]:
-    """Settings that name it as the datastore, behind this address."""
+    """Return the settings that make the bucket behind this address the datastore."""
     return {
         "AFLOW_DEFAULT_DATASTORE": "s3",
         "AFLOW_DATASTORE_SYSROOT_S3": f"s3://{bucket.name}/team",
@@ -155,14 +155,14 @@ def in_bucket(bucket: S3Bucket, endpoint: str) -> Mapping[str, str]:
 
 
 def restarted(server: Server) -> bool:
-    """The server is killed, and comes back with what it had on the disk."""
+    """Kill the server, and restart it with its data on disk."""
     server.kill()
     server.start()
     return True
 
 
 def spoilt(proxy: FaultyProxy, machines: Machines) -> bool:
-    """For a moment the store throttles, fails, and loses answers."""
+    """Let the store throttle, fail, and lose responses for a moment."""
     kinds: tuple[Kind, ...] = ("answer", "reset", "lost", "cut", "dropped")
     proxy.faults = [OfS3(machines.rng.choice(kinds), chance=0.4)]
     machines.rest(machines.rng.uniform(0.2, 1.5))

@@ -18,12 +18,12 @@ from aflow.metadata.sqlite import SqliteMetadata
 from aflow.scheduler.states import RunState
 from tests.support.leases import expire_leases
 
-TIMEOUT = 90  # seconds after which a run that hangs fails its test
+TIMEOUT = 90  # seconds after which a hanging run fails its test
 
 
 @dataclass(frozen=True)
 class Ran:
-    """How a command ended."""
+    """The result of a command."""
 
     code: int
     out: str
@@ -31,28 +31,28 @@ class Ran:
 
     @property
     def lines(self) -> list[str]:
-        """What the tasks printed, without timestamps and heads."""
+        """The lines that the tasks printed, without timestamps and prefixes."""
         return [line.split("] ", 1)[1] for line in self.out.splitlines() if "] " in line]
 
 
 class Workspace:
-    """A folder with flow files, and what has run in it."""
+    """A folder with flow files and the results of their runs."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def write(self, source: str, name: str = "flow.py") -> Path:
-        """Write a flow file; `from aflow import *`-style names are imported for it."""
+        """Write a flow file with imports of aflow's names."""
         file = self.path / name
         file.write_text(PREAMBLE + textwrap.dedent(source) + POSTAMBLE.format(name="Flow_"))
         return file
 
     def start(self, *args: str, **env: str) -> subprocess.Popen[str]:
-        """Start `python flow.py ARGS` and do not wait."""
+        """Start `python flow.py ARGS` without waiting."""
         return self._start(["flow.py", *args], env)
 
     def start_aflow(self, *args: str, **env: str) -> subprocess.Popen[str]:
-        """Start `aflow ARGS` and do not wait."""
+        """Start `aflow ARGS` without waiting."""
         return self._start(["-m", "aflow", *args], env)
 
     def _start(self, args: list[str], env: dict[str, str]) -> subprocess.Popen[str]:
@@ -68,7 +68,7 @@ class Workspace:
         )
 
     def finish(self, process: subprocess.Popen[str]) -> Ran:
-        """Wait for the end of what `start` started."""
+        """Wait for a command that `start` started."""
         try:
             out, err = process.communicate(timeout=TIMEOUT)
         except subprocess.TimeoutExpired:
@@ -83,16 +83,15 @@ class Workspace:
 
     @property
     def metadata(self) -> SqliteMetadata:
-        """What was recorded."""
+        """Return the metadata store of the folder."""
         return SqliteMetadata(self.path / ".aflow" / "metadata.db", read_only=True)
 
     def expire_leases(self, ago: float = 0.0) -> None:
-        """Let the leases of all runs here be over, and have been for so many seconds, as if nobody
-        had renewed them in time."""
+        """Set the leases of all runs in this folder to have expired `ago` seconds ago."""
         expire_leases(self.path, ago)
 
     def latest(self) -> tuple[RunState, list[TaskView]]:
-        """The state of the latest run, and its tasks without `_parameters`, by number."""
+        """Return the state of the latest run, and its tasks without `_parameters`, by number."""
         metadata = self.metadata
         try:
             run = metadata.runs("Flow_")[0]
@@ -101,8 +100,8 @@ class Workspace:
             metadata.close()
 
     def check(self) -> None:
-        """What has to hold after every run, however it went: nothing is damaged, no process is
-        left, no attempt is still said to be running, no committed task has two successes."""
+        """Check the invariants after any run: no damage, no remaining process, no attempt that is
+        still recorded as running, and no committed task with two successes."""
         with sqlite3.connect(self.path / ".aflow" / "metadata.db") as connection:
             assert ("ok",) == connection.execute("PRAGMA integrity_check").fetchone()
         assert [] == processes_in(self.path)
@@ -124,7 +123,7 @@ if __name__ == "__main__":
 
 
 def processes_in(folder: Path) -> list[int]:
-    """The processes whose working directory is the folder."""
+    """Return the processes whose working directory is the folder."""
     found, wanted = [], os.fspath(folder.resolve())
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -137,7 +136,7 @@ def processes_in(folder: Path) -> list[int]:
 
 
 def children_of(pid: int) -> list[int]:
-    """The processes that a process has started, as far as they are still there."""
+    """Return the child processes of a process that still exist."""
     found = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         try:

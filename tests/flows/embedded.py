@@ -19,7 +19,7 @@ FILE = Path(__file__).parent / "flow_files" / "embedded.py"
 
 @pytest.fixture
 def flow() -> Iterator[type[FlowSpec]]:
-    """The flow's class, from a module of its own."""
+    """The flow's class, from a separate module."""
     spec = importlib.util.spec_from_file_location("embedded_flow_file", FILE)
     assert spec is not None
     assert spec.loader is not None
@@ -31,7 +31,7 @@ def flow() -> Iterator[type[FlowSpec]]:
 
 
 def coordinator(folder: Path, **options: Any) -> Coordinator:
-    """A coordinator whose runs are recorded in the folder."""
+    """Return a coordinator whose runs are recorded in the folder."""
     return Coordinator(
         storage=folder.as_uri(), metadata=f"sqlite:///{folder}/metadata.db", **options
     )

@@ -7,7 +7,7 @@ PORT = 21_717
 
 
 class Ganged(FlowSpec):
-    """Members that talk to member 0; one of them has to begin again."""
+    """Members that talk to member 0; one of them has to restart."""
 
     @step
     def start(self):

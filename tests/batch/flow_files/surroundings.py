@@ -5,7 +5,7 @@ from aflow import FlowSpec, batch, client, current, environment, resources, secr
 
 
 class Surroundings(FlowSpec):
-    """What steps find around them in a job."""
+    """The environment of steps in a job."""
 
     @step
     def start(self):

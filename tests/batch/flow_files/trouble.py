@@ -7,7 +7,7 @@ from aflow import FlowSpec, Parameter, batch, catch, current, retry, step
 
 
 class Trouble(FlowSpec):
-    """Begins and ends here; between, jobs to which things happen."""
+    """Starts and ends locally; the jobs in between get faults."""
 
     what = Parameter("what", default="nothing")
     gate = Parameter("gate", default="")
@@ -50,7 +50,7 @@ class Trouble(FlowSpec):
     def kill_the_job(self):
         if self.input == 1:
             job = int(Path(f"/proc/{os.getppid()}/stat").read_text().split()[3])
-            # What this step prints may be on its way to the log still when the job is killed.
+            # The output of this step may not be in the log yet when the job is killed.
             Path(f"/proc/{job}/fd/2").write_text("killed now\n")
             os.kill(job, 9)
             time.sleep(60)
@@ -68,7 +68,7 @@ class Trouble(FlowSpec):
 
 
 class Settled(Trouble):
-    """The same, where @catch settles what has failed."""
+    """The same flow, with @catch for the steps that fail."""
 
     @catch(var="problem")
     @batch(cpu=2, memory=500, image="no-such-image")

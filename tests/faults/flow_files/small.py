@@ -6,7 +6,7 @@ from aflow import FlowSpec, current, retry, step
 
 
 def note():
-    """A line in the ledger: a task has begun."""
+    """Write a line to the ledger: a task has started."""
     words = current.task_id, current.retry_count, "0", os.getpid(), ""
     file = os.open(os.environ["LEDGER"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     os.write(file, "{} {} {} {} {}\n".format(*words).encode())

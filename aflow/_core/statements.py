@@ -16,7 +16,8 @@ def statements_in(file: Path) -> dict[str, str]:
     Args:
         file: The file; the result is cached.
     """
-    each_named = (each.partition("\n") for each in f"\n{file.read_text()}".split("\n-- name: ")[1:])
+    text = "\n" + file.read_text("utf-8")
+    each_named = (each.partition("\n") for each in text.split("\n-- name: ")[1:])
     found = {name.strip(): text.strip() for name, _, text in each_named}
     parts = {name: text for name, text in found.items() if name.startswith("_")}
 

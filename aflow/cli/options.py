@@ -305,8 +305,9 @@ def flow_options(
 def _config_options(flow: type[FlowSpec] | None) -> list[Option]:
     """Return the options for configs, only for the help. They are read, and removed from the
     arguments, before click parses these: see config_options.py."""
+    # Their types are asked, since a constant of the flow may raise for its `__class__`.
     members = [] if flow is None else [each for cls in flow.__mro__ for each in vars(cls).values()]
-    configs = ", ".join(each.name for each in reversed(members) if isinstance(each, Config))
+    configs = ", ".join(each.name for each in reversed(members) if issubclass(type(each), Config))
     if not configs:
         return []
     texts = {

@@ -328,13 +328,12 @@ class ManyAttempts:
         self._coroutines = coroutines
 
     def begin(self) -> bool:
-        # Only these processes need the modules (including asyncio, for coroutines).
-        if self._coroutines:
-            from aflow.executors.local.child_worker import CoroutineWorker as Worker
-        else:
-            from aflow.executors.local.child_worker import SequentialWorker as Worker  # type: ignore[assignment]
+        # Only these processes need the module, which imports asyncio.
+        from aflow.executors.local.child_worker import CoroutineWorker, SequentialWorker
 
-        self._worker = Worker(self._runner, [out_of_the_way(each) for each in self._fds])
+        fds = [out_of_the_way(each) for each in self._fds]
+        kind = CoroutineWorker if self._coroutines else SequentialWorker
+        self._worker = kind(self._runner, fds)
         spec = self._worker.first()
         if spec is None:
             return False

@@ -50,7 +50,7 @@ main()
 _PRIVATE = """\
 import sys
 names = {}
-with open(sys.argv[2] + "aflow/environments/private.py") as file:
+with open(sys.argv[2] + "aflow/environments/private.py", encoding="utf-8") as file:
     exec(compile(file.read(), file.name, "exec"), names)
 names["keep"](sys.argv.pop(3).split(","), sys.argv[2])
 """

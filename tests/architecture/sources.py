@@ -13,8 +13,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 @cache
 def tracked(*suffixes: str) -> tuple[Path, ...]:
-    """Return the repository's files with this suffix, relative to its root, without ignored
-    ones."""
+    """Return the repository's files with these suffixes, relative to its root."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=REPOSITORY,

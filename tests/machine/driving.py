@@ -30,7 +30,7 @@ from tests.machine.inspection import check_invariants, snapshot
 
 
 class Run:
-    """One run: its machine, the time, what was stored of it and what it asked for so far."""
+    """One run: its machine, the time, the stored events and the commands so far."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Run:
     # ------------------------------------------------------------------ events
 
     def tell(self, event: Event) -> list[Command]:
-        """Let the machine handle an event; its commands, after checking all that always holds."""
+        """Let the machine handle an event, check the invariants, and return its commands."""
         before = snapshot(self.machine)
         commands = self.machine.handle(event, self.now)
         if self.machine.journaled(event):
@@ -105,7 +105,7 @@ class Run:
     def end(
         self, task: int, state: AttemptState, reason: str = "", retryable: bool = True
     ) -> list[Command]:
-        """The live attempt of the task ends without success."""
+        """End the live attempt of the task without success."""
         outcome = Outcome(state, None, reason, retryable)
         return self.tell(AttemptEnded(task, self.live[task].attempt, outcome))
 
@@ -116,7 +116,8 @@ class Run:
         return self.end(task, AttemptState.LOST, "The machine is gone.")
 
     def succeed(self, task: int, *steps: str, count: int | None = None) -> list[Command]:
-        """The live attempt ends well and goes on to `steps`, by default to where the graph goes."""
+        """End the live attempt successfully, with a transition to `steps`, by default those of the
+        graph."""
         went = Transition(steps or self.graph[self.live[task].step].next, count=count)
         return self.end_with(task, went)
 
@@ -128,7 +129,7 @@ class Run:
         return self.tell(CancelRequested(reason))
 
     def wake(self) -> list[Command]:
-        """Let the time pass to when the machine wants to be woken."""
+        """Advance the time to the next wake-up of the machine."""
         assert self.machine.wake_at is not None
         self.now = self.machine.wake_at
         return self.tell(TimePassed())
@@ -136,7 +137,7 @@ class Run:
     # ------------------------------------------------------------------ asking
 
     def replayed(self) -> RunMachine:
-        """A new machine that has been fed what was stored, by way of bytes."""
+        """Return a new machine that has replayed the encoded journal."""
         machine = self.new_machine()
         for at, event in decode_events(encode_events(self.journal)):
             machine.handle(event, at)

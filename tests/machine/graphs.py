@@ -37,8 +37,8 @@ def end(name: str = "end") -> Node:
 
 
 def graph(*nodes: Node, flow: str = "Flow") -> Graph:
-    """The graph of these nodes: the first one is the start. What leads where, and which steps are
-    joins, follows from `next` and `join`."""
+    """Return the graph of these nodes; the first one is the start. Edges and joins follow from
+    `next` and `join`."""
     joins = {node.join for node in nodes}
     whole = [
         replace(
@@ -77,18 +77,18 @@ LINE = graph(linear("start", "middle"), linear("middle", "end"), end())
 
 
 class _Builder:
-    """Turns chains of segments into nodes, from the end to the start."""
+    """Creates nodes from chains of segments, from the end to the start."""
 
     def __init__(self, draw: Callable[[st.SearchStrategy[Any]], Any]) -> None:
         self.draw = draw
         self.nodes: dict[str, Node] = {"end": end()}
 
     def chain(self, follow: str, *, depth: int, least: int, top: bool = False) -> str:
-        """Add up to three segments that lead to `follow`; the name of the first step."""
+        """Add up to three segments that end at `follow`, and return the name of the first step."""
         entry = follow
         length = self.draw(st.integers(least, 3 if depth else 4))
         for position in range(length):
-            # What follows is this chain's own, so that its step may be our join as well.
+            # No other chain leads to the next step, so it may be the join as well.
             own = position > 0 or top
             entry = self.segment(entry, depth, own)
         return entry
@@ -113,7 +113,7 @@ class _Builder:
         return self.add(lambda name: foreach(name, body, join, Kind(kind)))
 
     def join(self, follow: str, own: bool) -> str:
-        """The join of a split: a step of its own, or the step that follows."""
+        """Return the join of a split: a new step, or the step that follows."""
         loops = follow in self.nodes[follow].next
         if own and not loops and self.draw(st.booleans()):
             return follow
@@ -127,7 +127,7 @@ class _Builder:
 
 @st.composite
 def graphs(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Graph:
-    """Any flow that the rules allow, of up to some dozens of steps."""
+    """Generate any valid flow of up to some dozens of steps."""
     builder = _Builder(draw)
     start = builder.chain("end", depth=0, least=0, top=True)
     nodes = builder.nodes
@@ -135,7 +135,7 @@ def graphs(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Graph:
 
 
 def policies(flow: Graph) -> st.SearchStrategy[Mapping[str, StepPolicy]]:
-    """How the steps of a graph may fail; @catch only where it is allowed."""
+    """Generate policies for the steps of a graph, with @catch only where it is allowed."""
     return st.fixed_dictionaries(
         {},
         optional={

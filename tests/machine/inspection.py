@@ -16,19 +16,19 @@ _SHOWN = 20  # tasks in a story
 
 
 def queued(machine: RunMachine) -> list[LaunchAttempt]:
-    """The live attempts that no executor has begun to run, by task."""
+    """Return the live attempts that no executor has started, by task."""
     return [each for each in machine.live() if each.task not in handles(machine)]
 
 
 def handles(machine: RunMachine) -> dict[int, str]:
-    """The handles of the live attempts that have begun, by task."""
+    """Return the handles of the live attempts that have started, by task."""
     live = machine._board.live
     return {number: task.handle for number, task in live.items() if task.handle is not None}
 
 
 def statistics(machine: RunMachine) -> dict[str, int]:
-    """Totals over all steps: tasks `launched` and `finished` so far, those that are `live`, `ready`
-    and `waiting` now, and the `splits` that were opened and are still `open`."""
+    """Return totals over all steps: the number of tasks `launched` and `finished` so far, of those
+    that are `live`, `ready` and `waiting` now, and of `splits` in total and still `open`."""
     board = machine._board
     steps = board.steps.values()
     return {
@@ -43,7 +43,7 @@ def statistics(machine: RunMachine) -> dict[str, int]:
 
 
 def snapshot(machine: RunMachine) -> tuple[Any, ...]:
-    """All that the machine holds, as plain values, in an order that depends on nothing else."""
+    """Return the complete state of the machine as plain values, in a deterministic order."""
     board = machine._board
     waiting = sorted(board.waiting, key=lambda entry: entry[:2])
     return (
@@ -98,7 +98,7 @@ def _cursors(board: Board) -> list[Items]:
 
 
 def _groups(board: Board) -> dict[int, Group]:
-    """The open splits by serial: all that a task, a cursor or another open split is in."""
+    """Return the open splits by serial: all that a task, a cursor or another open split is in."""
     found: dict[int, Group] = {}
     inside: list[Group | None] = [task.group for task in (*board.live.values(), *board.pending())]
     inside.extend(_cursors(board))
@@ -111,7 +111,7 @@ def _groups(board: Board) -> dict[int, Group]:
 
 
 def story(machine: RunMachine) -> str:
-    """Where a run is, in some lines."""
+    """Return a summary of the run's state in some lines."""
     board, stop = machine._board, machine.stopping
     launched = plural(board.launched, "task")
     lines = [f"The run is {machine.state}; {launched} launched, {len(board.live)} live."]
@@ -133,8 +133,8 @@ def story(machine: RunMachine) -> str:
 
 
 def check_invariants(machine: RunMachine) -> None:
-    """Check that the machine agrees with itself; raises IllegalMove with what does not, and the
-    story. Takes time in proportion to what the machine holds."""
+    """Check that the machine is consistent. Raises IllegalMove with the violation and the story.
+    The time is proportional to the machine's state."""
     state, stop, board = machine.state, machine.stopping, machine._board
     broken = _bounds(board) or _tallies(board)
     if broken is None and (stop is not None or state is not RunState.RUNNING):
@@ -204,7 +204,7 @@ def _ending(state: RunState, stop: FinishRun | None, board: Board) -> str | None
 
 
 def _progress(board: Board) -> str | None:
-    """Nothing that could start is left lying, and something is to come."""
+    """Check that no task that could start is forgotten, and that the run can continue."""
     if any(task.has_reservation for task in board.ready):
         return "A member of a gang has its place, but was not launched."
     if len(board.live) + board.reserved < board.limit:
@@ -223,9 +223,9 @@ def _progress(board: Board) -> str | None:
 
 
 def _tokens(board: Board) -> str | None:
-    """Every item and branch of every open split is on its way, still to start, or has arrived."""
+    """Check that every item and branch of each open split is pending, in progress or arrived."""
     groups = _groups(board)
-    # A task that has opened a foreach already is counted as that.
+    # A task that has opened a foreach is counted as the foreach.
     tokens = [each for each in (*board.live.values(), *board.pending()) if each.stream is None]
     inside = Counter(task.group.serial for task in tokens if task.group is not None)
     inside.update(group.group.serial for group in groups.values() if group.group is not None)

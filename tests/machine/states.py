@@ -17,7 +17,7 @@ _PART = re.compile(r"\.(\w+)|\[\*\]")
 
 
 class Execution:
-    """One execution of a machine: `words` are the objects that jobs leave, by their keys."""
+    """One execution of a state machine; `words` are the objects that jobs store, by key."""
 
     def __init__(self, machine: Mapping[str, Any], run_job: RunJob, words: dict[str, Any]) -> None:
         self._machine = machine
@@ -25,7 +25,7 @@ class Execution:
         self._words = words
 
     def run(self, name: str, given: Any) -> Value:
-        """How it ends: the output of the last state."""
+        """Run the execution, and return the output of the last state."""
         context = {"Execution": {"Name": name, "Input": given, "StartTime": "2026-01-01T00:00:00Z"}}
         return self._scope(self._machine, given, context)
 
@@ -98,7 +98,7 @@ class Execution:
 
 
 def filled(template: Any, value: Value, context: Mapping[str, Any]) -> Any:
-    """The template with its paths and functions evaluated."""
+    """Return the template with its paths and functions evaluated."""
     if isinstance(template, list):
         return [filled(each, value, context) for each in template]
     if not isinstance(template, dict):
@@ -112,7 +112,7 @@ def filled(template: Any, value: Value, context: Mapping[str, Any]) -> Any:
 
 
 def evaluated(text: str, value: Value, context: Mapping[str, Any]) -> Any:
-    """What a path or an intrinsic function gives."""
+    """Return the value of a path or an intrinsic function."""
     if not text.startswith("States."):
         return at(value, text, context)
     function, _, rest = text.removeprefix("States.").partition("(")
@@ -131,7 +131,7 @@ def evaluated(text: str, value: Value, context: Mapping[str, Any]) -> Any:
 
 
 def at(value: Value, path: str, context: Mapping[str, Any]) -> Any:
-    """What is at the path, in the value ($) or in the context ($$)."""
+    """Return the value of a path, in the input ($) or in the context ($$)."""
     found = context if path.startswith("$$") else value
     parts = [each.group() for each in _PART.finditer(path)]
     for position, part in enumerate(parts):

@@ -42,7 +42,7 @@ Visit = tuple[str, Stack, int]
 
 @dataclass(frozen=True)
 class Choices:
-    """What the steps of a run do, decided by a seed."""
+    """The behaviour of the steps of a run, determined by a seed."""
 
     graph: Graph
     seed: int
@@ -66,7 +66,7 @@ class Choices:
 
 
 def expected_visits(graph: Graph, choices: Choices) -> Counter[Visit]:
-    """All tasks of a run that succeeds."""
+    """Return all tasks of a successful run."""
     visits: Counter[Visit] = Counter()
 
     def walk(step: str, stack: Stack, until: str | None) -> None:
@@ -95,7 +95,7 @@ def expected_visits(graph: Graph, choices: Choices) -> Counter[Visit]:
 
 @dataclass
 class Seen:
-    """What the world knows of a task. `openers` are the tasks that opened the splits of `stack`."""
+    """A task as the world knows it. `openers` are the tasks that opened the splits of `stack`."""
 
     visit: Visit
     openers: tuple[int, ...]
@@ -106,13 +106,13 @@ class Seen:
 
 
 class World(Run):
-    """A run in which every launch is checked against what led to it."""
+    """A run in which every launch is checked against the events that caused it."""
 
     def __init__(
         self, graph: Graph, policies: Mapping[str, StepPolicy], seed: int, **options: Any
     ) -> None:
         super().__init__(graph, policies, **options)
-        # A gang that is larger than what may run at once is refused.
+        # A gang that is larger than the limit of running tasks is rejected.
         self.choices = Choices(
             graph,
             seed,
@@ -210,11 +210,11 @@ class World(Run):
         return Seen((launch.step, before.visit[1], 0), before.openers)
 
     def _place(self, seen: Seen) -> tuple[int | None, int | None, int | None]:
-        """The innermost foreach around a task: who opened it, the index, the width."""
+        """Return the innermost foreach around a task: its opener, the index, the width."""
         _, stack, _ = seen.visit
         for (step, index), opener in reversed(list(zip(stack, seen.openers, strict=True))):
             if self.graph[step].kind in FAN_OUT:
-                # Nobody knows how many there will be while the opener still makes them.
+                # The number is unknown while the opener still produces items.
                 return opener, index, None if opener in self.live else self.went[opener].count
         return None, None, None
 
@@ -227,7 +227,7 @@ class World(Run):
     # ------------------------------------------------------------------ ends
 
     def succeed_as_chosen(self, task: int) -> None:
-        """The live attempt of the task ends well, and goes where the choices say."""
+        """End the live attempt of the task successfully, with the chosen transition."""
         seen = self.seen[task]
         went = self.choices.transition(seen.visit)
         self.went[task] = went
@@ -238,7 +238,7 @@ class World(Run):
         assert self.settled[task].succeeded
 
     def stream(self, task: int, some: int) -> None:
-        """If the live attempt opens a foreach, it says that some more items are there."""
+        """If the live attempt opens a foreach, report some more items."""
         seen, launch = self.seen[task], self.live[task]
         went = self.choices.transition(seen.visit)
         if self._kind(task) is not Kind.FOREACH:
@@ -257,7 +257,7 @@ class World(Run):
             self.streamed[task] = count
 
     def end_badly(self, task: int, state: AttemptState, retryable: bool) -> None:
-        """The live attempt ends without success; what the machine makes of it is checked."""
+        """End the live attempt without success, and check the machine's reaction."""
         launch = self.live[task]
         stopping = self.machine.stopping is not None
         over = stopping or task in self.streamed
@@ -296,7 +296,7 @@ class World(Run):
     # ------------------------------------------------------------------ the whole run
 
     def run_out(self) -> None:
-        """Let everything that is live end well, until the run is over."""
+        """End everything that is live successfully, until the run is over."""
         while self.finish is None:
             if self.live:
                 self.succeed_as_chosen(next(iter(self.live)))
@@ -304,7 +304,7 @@ class World(Run):
                 self.wake()
 
     def check_the_end(self) -> None:
-        """The run is over; if it succeeded, it did exactly what the graph and the choices say."""
+        """Check the finished run: if it succeeded, it executed exactly the expected tasks."""
         assert self.finish is not None
         visits = Counter(seen.visit for seen in self.seen.values())
         expected = expected_visits(self.graph, self.choices)

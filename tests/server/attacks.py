@@ -30,13 +30,13 @@ __all__ = ["OPEN"]
 
 
 class Route(NamedTuple):
-    """A route as the server's own router has it."""
+    """A route of the server's router."""
 
     method: str
     path: str
 
     def at(self, name: str) -> str:
-        """The path, with this in the place of each name."""
+        """Return the path, with this in place of each name."""
         parts = [name if part.startswith("{") else part for part in self.path.split("/")]
         return "/".join(parts)
 
@@ -50,7 +50,7 @@ class Route(NamedTuple):
 
 
 def routes(folder: Path) -> list[Route]:
-    """All of them, asked of the router of a server: a new one is attacked like the others."""
+    """Return all routes of the server's router, so that new routes are attacked, too."""
     metadata, blobs = SqliteMetadata(":memory:"), BlobStore(MemoryStore())
     runs = Runs(RunsLocation(folder, {}), blobs, 1)
     authenticator = Authenticator([], metadata, SystemClock())
@@ -80,7 +80,7 @@ _ODD = [
 
 
 def hostile_names() -> Iterator[str]:
-    """Names, as they stand in a path: forms of the way upward in several encodings, and others."""
+    """Return malicious names in URL paths: path traversal in several encodings, and others."""
     for upward in _UPWARD:
         once = quote(upward, safe="").replace(".", "%2e")
         yield from {
@@ -97,7 +97,7 @@ def hostile_names() -> Iterator[str]:
 
 
 class Bomb:
-    """What writes a file where it is unpickled."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -107,9 +107,9 @@ class Bomb:
 
 
 def archives(outside: Path) -> dict[str, Callable[[], bytes]]:
-    """Archives that write outside of their folder, or too much, by what they are; each is made when
-    it is asked for: some take a tenth of a second. `outside` is a folder that nothing may be
-    written to."""
+    """Return malicious archives by description: they write outside their folder, or too much. Each
+    is created on demand, since some take a tenth of a second. `outside` is a folder to which
+    nothing may be written."""
 
     def tar(*members: tarfile.TarInfo, mode: Any = "w") -> bytes:
         data = io.BytesIO()
@@ -142,14 +142,14 @@ def archives(outside: Path) -> dict[str, Callable[[], bytes]]:
         each.pax_headers = {"comment": "1" * 2000}
 
     def pax(text: bytes) -> bytes:
-        """A header of this text, and a file."""
+        """Return a pax header with this text, and a file."""
         head = member("p", tarfile.XHDTYPE)
         head.size = len(text)
         padded = text.ljust(-(-len(text) // 512) * 512, b"\0")
         return head.tobuf(tarfile.USTAR_FORMAT) + padded + tar(flow)
 
     def signed() -> bytes:
-        """A size that has a sign."""
+        """Return an archive with a negative size."""
         sizes = [member("z"), member("z")]
         sizes[0].size = 512
         odd = bytearray(tar(*sizes))
@@ -202,8 +202,7 @@ def _nested_extensions(depth: int) -> bytes:
 
 
 def bodies(mark: Path) -> dict[str, bytes]:
-    """Bodies that are none, or that cost a careless reader too much. `mark` is a file that
-    nothing may write."""
+    """Return malformed or expensive bodies. `mark` is a file that must not be written."""
     return {
         "pickle": pickle.dumps(Bomb(mark)),
         "zeros": b"\0" * 1000,
@@ -262,7 +261,7 @@ HEADS = {
 
 
 def tokens_like(token: str) -> dict[str, str]:
-    """Forms of what is not the token."""
+    """Return strings that resemble the token."""
     return {
         "none": "",
         "null": "null",

@@ -35,10 +35,10 @@ class Flow_(FlowSpec):
 
 
 class Daemon(Workspace):
-    """A daemon with a folder of its own."""
+    """A daemon with a separate folder."""
 
     def begin(self, *args: str, port: str = "0", **env: str) -> None:
-        """Start it, and wait until it listens."""
+        """Start the daemon, and wait until it listens."""
         self.process = self.start_aflow("server", "--port", port, *args, **env)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -53,8 +53,8 @@ class Daemon(Workspace):
         type_: str = "application/json",
         **headers: str,
     ) -> tuple[int, Any]:
-        """One request, with the path as it is: status and answer, read if it is JSON. It carries
-        the token of this user, unless it has another one, or names its Host."""
+        """Send one request with the path unchanged, and return status and response, parsed if it is
+        JSON. The request has the token of this user, unless another token or a Host is given."""
         if not {"Authorization", "x_api_key", "Host"} & headers.keys():
             headers["Authorization"] = f"Bearer {self.token}"
         connection = self.connection()
@@ -69,12 +69,12 @@ class Daemon(Workspace):
 
     @property
     def address(self) -> tuple[str, int]:
-        """Host and port."""
+        """The host and port of the daemon."""
         host, _, port = self.url.partition("://")[2].partition(":")
         return host, int(port)
 
     def connection(self) -> http.client.HTTPConnection:
-        """A new connection to it."""
+        """Return a new HTTP connection to the daemon."""
         host, port = self.address
         if self.url.startswith("https:"):
             context = ssl.create_default_context(cafile=self.path / "cert.pem")
@@ -82,7 +82,7 @@ class Daemon(Workspace):
         return http.client.HTTPConnection(host, port, timeout=60)
 
     def socket(self) -> socket.socket:
-        """A new connection to it, for bytes that are not a request."""
+        """Return a new socket to the daemon, for bytes that are not a request."""
         connection = self.connection()
         connection.connect()
         made: socket.socket = connection.sock
@@ -90,16 +90,16 @@ class Daemon(Workspace):
 
     @property
     def token(self) -> str:
-        """That which a server makes at its first start, for the commands of its user."""
+        """The token that a server creates at its first start, for the commands of its user."""
         file = self.path / "home" / "server-token"
         return file.read_text().strip() if file.exists() else ""
 
     def start_aflow(self, *args: str, **env: str) -> subprocess.Popen[str]:
-        """Start `aflow ARGS` with settings of its own, and do not wait."""
+        """Start `aflow ARGS` with a separate home folder, without waiting."""
         return super().start_aflow(*args, **{"AFLOW_HOME": str(self.path / "home"), **env})
 
     def without_uvloop(self) -> dict[str, str]:
-        """Variables of a server that finds no uvloop, and uses asyncio's own event loop."""
+        """Return the variables of a server without uvloop, which uses asyncio's event loop."""
         folder = self.path / "no-uvloop"
         folder.mkdir(exist_ok=True)
         (folder / "uvloop.py").write_text("raise ImportError('none here')\n")
@@ -107,30 +107,30 @@ class Daemon(Workspace):
         return {"PYTHONPATH": os.pathsep.join(paths)}
 
     def package(self, name: str = "flow.py") -> str:
-        """The key of a package of this flow file, which is sent."""
+        """Upload a package with this flow file, and return its key."""
         data = code_package.pack({name: self.path / name})
         status, reported = self.ask("POST", "/v1/packages", data, "application/x-tar")
         assert 201 == status, reported
         return str(reported["package"])
 
     def order(self, **fields: Any) -> tuple[int, Any]:
-        """Ask for a run."""
+        """Request a run."""
         return self.ask("POST", "/v1/runs", json.dumps(fields).encode())
 
     def until_stopping(self) -> tuple[int, list[str]]:
-        """Ask for a run until the answer is that the daemon is being stopped."""
+        """Request runs until the response is that the daemon is stopping."""
         status = 0
         reported: dict[str, Any] = {}
-        while status in (0, 400):  # no such package, as long as it takes orders
+        while status in (0, 400):  # 400: no such package, as long as it accepts runs
             status, reported = self.order(package="0" * 64, script="flow.py")
         return status, list(reported)
 
     def submit(self, *args: str, **env: str) -> Ran:
-        """`aflow submit ARGS` to it."""
+        """Run `aflow submit ARGS` with the daemon."""
         return self.call("submit", *args, **env)
 
     def call(self, command: str, *args: str, **env: str) -> Ran:
-        """`aflow COMMAND ARGS` to it."""
+        """Run `aflow COMMAND ARGS` with the daemon."""
         return self.finish(self.start_aflow(command, *args, "--server", self.url, **env))
 
     def let_time_pass(self) -> None:
@@ -140,7 +140,7 @@ class Daemon(Workspace):
         database.close()
 
     def stop(self) -> int:
-        """SIGTERM, and how it ended."""
+        """Send SIGTERM, and return the exit code."""
         if self.process.poll() is None:
             self.process.terminate()
         try:
@@ -153,7 +153,7 @@ class Daemon(Workspace):
 
 @pytest.fixture
 def folder(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Daemon:
-    """A daemon that has not begun, and a flow to send."""
+    """A daemon that has not started, and a flow to submit."""
     monkeypatch.setenv("PYTHONPATH", str(repository))  # for the processes of its runs, too
     daemon = Daemon(tmp_path)
     daemon.write(FLOW)
@@ -162,14 +162,14 @@ def folder(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def daemon(folder: Daemon) -> Iterator[Daemon]:
-    """A daemon that listens."""
+    """A running daemon."""
     folder.begin()
     yield folder
     folder.stop()
 
 
 def make_certificate(folder: Path) -> None:
-    """`cert.pem` for 127.0.0.1 and `key.pem`, in the folder."""
+    """Create `cert.pem` for 127.0.0.1 and `key.pem` in the folder."""
     if shutil.which("openssl") is None:
         pytest.skip("there is no openssl to make a certificate with")
     subprocess.run(

@@ -63,7 +63,7 @@ class Flow_(FlowSpec):
 
 
 class Target(NamedTuple):
-    """The server: its address, a token, its process, and a run of it."""
+    """The server: its address, a token, its process, and a run."""
 
     host: str
     port: int
@@ -72,7 +72,7 @@ class Target(NamedTuple):
     run: str
 
     def ask(self, method: str, path: str, body: bytes = b"", type_: str = "") -> tuple[int, bytes]:
-        """One request of somebody who has the token."""
+        """Send one request with the token."""
         connection = http.client.HTTPConnection(
             self.host, self.port, timeout=60, source_address=(_ATTACKER, 0)
         )
@@ -87,14 +87,14 @@ class Target(NamedTuple):
             connection.close()
 
     def connect(self) -> socket.socket:
-        """A connection, for bytes that are not a request."""
+        """Open a connection for bytes that are not a request."""
         return socket.create_connection(
             (self.host, self.port), timeout=60, source_address=(_ATTACKER, 0)
         )
 
     @property
     def memory(self) -> tuple[float, float]:
-        """MB that the process has now, and had at most."""
+        """Return the current and maximum memory of the process in MB."""
         status = Path(f"/proc/{self.pid}/status").read_text()
         now, most = (
             int(re.findall(rf"{name}:\s+(\d+) kB", status)[0]) * 1024 / 1e6
@@ -107,7 +107,7 @@ class Target(NamedTuple):
 
 
 def hostile_names(target: Target, lots: random.Random) -> None:
-    """Names in every route."""
+    """Send malicious names to every route."""
     names = [*attacks.hostile_names()]
     for route in attacks.routes(Path("/nowhere")):
         name = lots.choice(names)
@@ -115,7 +115,7 @@ def hostile_names(target: Target, lots: random.Random) -> None:
 
 
 def bodies(target: Target, lots: random.Random) -> None:
-    """Bodies that mean nothing, in every route that takes one."""
+    """Send malformed bodies to every route that accepts one."""
     found = [*attacks.bodies(Path("/nowhere")).values()]
     types = ["application/json", "application/x-tar", "application/msgpack"]
     for route in attacks.routes(Path("/nowhere")):
@@ -124,7 +124,7 @@ def bodies(target: Target, lots: random.Random) -> None:
 
 
 def archives(target: Target, lots: random.Random) -> None:
-    """Archives that are no code, and one that is."""
+    """Upload archives that are not code, and one that is."""
     for make in attacks.archives(Path("/nowhere")).values():
         body = make()
         target.ask("POST", "/v1/packages", body, "application/x-tar")
@@ -137,7 +137,7 @@ def archives(target: Target, lots: random.Random) -> None:
 
 
 def heads(target: Target, lots: random.Random) -> None:
-    """Heads that can be read in two ways, and halves of heads."""
+    """Send ambiguous and truncated headers."""
     for what in attacks.HEADS.values():
         with contextlib.suppress(OSError), target.connect() as connection:
             connection.sendall(what[: lots.randrange(1, len(what) + 1)])
@@ -146,7 +146,7 @@ def heads(target: Target, lots: random.Random) -> None:
 
 
 def silence(target: Target, lots: random.Random) -> None:
-    """Many connections that say nothing."""
+    """Open many idle connections."""
     with contextlib.ExitStack() as stack:
         for _ in range(300):
             with contextlib.suppress(OSError):
@@ -155,7 +155,7 @@ def silence(target: Target, lots: random.Random) -> None:
 
 
 def readers_that_stop(target: Target, lots: random.Random) -> None:
-    """Logs that are asked for and left unread."""
+    """Request logs without reading them."""
     ask = f"GET /v1/runs/{target.run}/logs HTTP/1.1\r\nHost: localhost\r\n"
     ask += f"Authorization: Bearer {target.token}\r\n\r\n"
     with contextlib.ExitStack() as stack:
@@ -166,7 +166,7 @@ def readers_that_stop(target: Target, lots: random.Random) -> None:
 
 
 def streams(target: Target, lots: random.Random) -> None:
-    """Streams that are left in the middle."""
+    """Open streams and abandon them."""
     for _ in range(30):
         what = lots.choice(["events?follow=1", "logs?follow=1", "?wait=60"])
         ask = f"GET /v1/runs/{target.run}/{what} HTTP/1.1\r\nHost: localhost\r\n".replace("/?", "?")
@@ -176,7 +176,7 @@ def streams(target: Target, lots: random.Random) -> None:
 
 
 def queries(target: Target, lots: random.Random) -> None:
-    """What the pages of the web UI ask for, and the metadata that clients read."""
+    """Send the requests of the web UI's pages and of clients that read metadata."""
     flow, _, run = target.run.partition("/")
     paths = [
         "/v1/search?limit=1000", f"/v1/runs/{target.run}/tasks?limit=1000", "/metrics",
@@ -195,11 +195,11 @@ GENERATORS: list[Generator] = [
 
 
 def generate(target: Target, generators: list[Generator], seed: int, until: float) -> None:
-    """One load generator after the other, until the time is over."""
+    """Run one load generator after the other, until the time is over."""
     lots = random.Random(seed)
     while time.monotonic() < until:
         what = lots.choice(generators)
-        # It may well refuse: that is what is asked of it.
+        # The server may reject the request: that is correct.
         with contextlib.suppress(OSError, http.client.HTTPException):
             what(target, lots)
 
@@ -208,7 +208,7 @@ def generate(target: Target, generators: list[Generator], seed: int, until: floa
 
 
 def probe(target: Target, until: float, said: multiprocessing.Queue[float]) -> None:
-    """Ask /healthz four times a second, on a new connection each time."""
+    """Request /healthz four times per second, on a new connection each time."""
     while (began := time.monotonic()) < until:
         try:
             connection = http.client.HTTPConnection(target.host, target.port, timeout=60)
@@ -223,13 +223,13 @@ def probe(target: Target, until: float, said: multiprocessing.Queue[float]) -> N
 
 
 def percentile(found: list[float], share: float) -> float:
-    """That share of them is not above it."""
+    """Return a percentile of the values."""
     ordered = sorted(found)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def report(target: Target, found: list[float], when: str) -> bool:
-    """Print the figures so far; whether they are within the limits."""
+    """Print the figures so far, and return whether they are within the limits."""
     now, most = target.memory
     shares = {f"p{share * 100:g}": percentile(found, share) for share in (0.5, 0.9, 0.99, 0.999)}
     figures = " ".join(f"{name} {value * 1000:.1f}" for name, value in shares.items())

@@ -24,7 +24,7 @@ WHO = {"user_name": "ada", "tags": ["t"], "system_tags": ["user:ada"]}
 
 @pytest.fixture(params=["sqlite", "memory", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A database without registrations."""
+    """The URL of a database without registrations."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path}/metadata.db"
     elif request.param == "memory":
@@ -35,13 +35,13 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def database(url: str) -> Database:
-    """It, opened; the service closes it."""
+    """The open database; the service closes it."""
     return open_database(url, "process")
 
 
 @dataclass
 class Service:
-    """A client of the service, and the clock that the service reads."""
+    """A client of the service, and the clock of the service."""
 
     http: TestClient[Any, Any]
     clock: FakeClock
@@ -61,7 +61,7 @@ class Service:
         return await response.json(content_type=None)
 
     async def task(self) -> str:
-        """The path of a new task of a new step of a new run of the flow F."""
+        """Create a run of the flow F with a step and a task, and return the task's path."""
         await self.http.post("/flows/F", json=WHO)
         run = (await self.post("/flows/F/run"))["run_number"]
         step = f"/flows/F/runs/{run}/steps/start"
@@ -95,6 +95,6 @@ async def serve() -> AsyncIterator[Callable[..., Any]]:
 
 @pytest.fixture
 async def service(serve: Callable[..., Any], database: Database) -> Service:
-    """The service, without keys."""
+    """A service without keys."""
     started: Service = await serve(database)
     return started

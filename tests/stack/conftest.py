@@ -33,11 +33,11 @@ class Made:
         }
 
     def aws(self, service: str) -> Any:
-        """A client for this service."""
+        """Return a client for this service."""
         return clients.client(self.environment["AWS_ENDPOINT_URL"], service)
 
     def create(self, template: Path, **parameters: str) -> None:
-        """Make the stack."""
+        """Create the stack."""
         secrets = {
             name: self.aws("secretsmanager").create_secret(Name=f"{self.name}-{name}",
                                                            SecretString=value)["ARN"]
@@ -58,7 +58,7 @@ class Made:
         )
 
     def push(self) -> None:
-        """Put the image into its registry, as a person does before."""
+        """Push the image to the stack's registry, as a user does beforehand."""
         ecr, (name, _, tag) = self.aws("ecr"), IMAGE.partition("/")[2].partition(":")
         ecr.create_repository(repositoryName=name)
         manifest = {
@@ -70,7 +70,7 @@ class Made:
         ecr.put_image(repositoryName=name, imageTag=tag, imageManifest=json.dumps(manifest))
 
     def resources(self) -> dict[str, tuple[str, str]]:
-        """Type and physical id of what was made, by name."""
+        """Return the type and physical id of the resources, by name."""
         listed = self.aws("cloudformation").get_paginator("list_stack_resources")
         return {
             each["LogicalResourceId"]: (each["ResourceType"], each["PhysicalResourceId"])
@@ -79,7 +79,7 @@ class Made:
         }
 
     def outputs(self) -> dict[str, str]:
-        """The outputs by name."""
+        """Return the outputs by name."""
         reported = self.aws("cloudformation").describe_stacks(StackName=self.name)["Stacks"][0]
         assert "CREATE_COMPLETE" == reported["StackStatus"]
         return {each["OutputKey"]: each["OutputValue"] for each in reported["Outputs"]}
@@ -87,7 +87,7 @@ class Made:
 
 @pytest.fixture(scope="session")
 def stack_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A stand-in of its own, whose jobs really run: stacks leave things behind."""
+    """A separate stand-in whose jobs really run, since stacks leave resources behind."""
     server = server_of_jobs(Path(tmp_path_factory.mktemp("moto-for-stacks")))
     yield server
     server.kill()

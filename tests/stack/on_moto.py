@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-# Types that moto does not make. (Secrets are made by hand, since others name them.)
+# Types that moto does not support. (Secrets are created directly, as others refer to them.)
 LEFT_OUT = (
     "AWS::S3::BucketPolicy",
     "AWS::SecretsManager::",
@@ -28,7 +28,7 @@ LEFT_OUT = (
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # types of yaml are not read
-    """Reads tags of CloudFormation as the functions that they stand for."""
+    """Parses tags of CloudFormation as the functions that they stand for."""
 
 
 def _function(loader: yaml.SafeLoader, name: str, node: yaml.Node) -> dict[str, Any]:
@@ -48,13 +48,14 @@ _Loader.add_multi_constructor("!", _function)
 
 
 def loaded(path: Path) -> dict[str, Any]:
-    """The template, with functions in place of tags."""
+    """Return the template, with functions in place of tags."""
     whole: dict[str, Any] = yaml.load(path.read_text(), _Loader)
     return whole
 
 
 def for_moto(template: Mapping[str, Any], secrets: Mapping[str, str]) -> str:
-    """The template as moto takes it; `secrets` are the ARNs of those made by hand, by name."""
+    """Return the template adapted to moto. `secrets` are the ARNs of those created directly, by
+    name."""
     whole = dict(template)
     gone = {name for name, each in whole["Resources"].items() if each["Type"].startswith(LEFT_OUT)}
     kept = {name: each for name, each in whole["Resources"].items() if name not in gone}
@@ -64,7 +65,7 @@ def for_moto(template: Mapping[str, Any], secrets: Mapping[str, str]) -> str:
             named = [named] if isinstance(named, str) else named
             each["DependsOn"] = [name for name in named if name not in gone]
         if each["Type"] == "AWS::ElasticLoadBalancingV2::Listener":
-            each["Properties"]["Protocol"] = "HTTP"  # it knows no listeners for TCP
+            each["Properties"]["Protocol"] = "HTTP"  # moto does not support listeners for TCP
         if each["Type"] == "AWS::Batch::ComputeEnvironment":
             # It knows nothing of the role that Batch makes for itself.
             each["Properties"]["ServiceRole"] = {"Fn::GetAtt": ["JobExecutionRole", "Arn"]}
@@ -79,7 +80,7 @@ def _is_of_a_key(value: Any) -> bool:
 
 
 def _filled_in(value: Any, secrets: Mapping[str, str]) -> Any:
-    """The value, with the ARN wherever it refers to a secret."""
+    """Return the value with the ARN in place of references to a secret."""
     if isinstance(value, dict):
         if value.keys() == {"Ref"} and value["Ref"] in secrets:
             return secrets[value["Ref"]]

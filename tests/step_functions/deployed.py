@@ -21,7 +21,7 @@ DEADLINE = 150.0  # seconds of an execution: several jobs, one after the other
 
 
 def flow(file: str, *words: str, code: int = 0, cwd: Path | None = None) -> str:
-    """What a command of the flow says."""
+    """Run a command of the flow, and return its output."""
     done = subprocess.run(
         [sys.executable, str(FLOWS / file), *words], capture_output=True, text=True, cwd=cwd
     )
@@ -34,7 +34,7 @@ def step_functions(file: str, command: str, *words: str, code: int = 0) -> str:
 
 
 def ended(aws: Account, machine: str, run: str) -> str:
-    """How the execution of a run has ended."""
+    """Wait for the execution of a run, and return how it has ended."""
     states = aws.client("stepfunctions")
     arn = f"arn:aws:states:us-east-1:123456789012:execution:{machine}:{run.removeprefix('sfn-')}"
 
@@ -46,8 +46,8 @@ def ended(aws: Account, machine: str, run: str) -> str:
 
 
 def job_logs(aws: Account) -> str:
-    """What all jobs have printed, in whatever group of logs. The account is that of the test
-    session: there may be more jobs than one page has (50)."""
+    """Return the output of all jobs, in all log groups. The account is shared by the test session,
+    so there may be more jobs than the 50 of one page."""
     logs, printed = aws.client("logs"), []
     for group in (each["logGroupName"] for each in logs.describe_log_groups()["logGroups"]):
         pages = logs.get_paginator("describe_log_streams").paginate(logGroupName=group)
@@ -73,7 +73,7 @@ def run_of(aws: Account, pathspec: str) -> Run:
 
 
 def recorded(aws: Account, flow: str, run: str) -> RunRecord:
-    """The record of a run."""
+    """Return the record of a run."""
     metadata = open_metadata(aws.metadata.url)
     found = metadata.run(flow, run)
     metadata.close()

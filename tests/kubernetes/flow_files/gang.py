@@ -8,8 +8,8 @@ PORT = 21_737
 
 
 class Gang(FlowSpec):
-    """Two members that talk to each other, each in a pod of its own; where they are to be lost,
-    their first attempts wait for that."""
+    """Two members that talk to each other, each in its own pod. With losses, their first attempts
+    wait to be lost."""
 
     lost = Parameter("lost", default=False)
 

@@ -8,7 +8,7 @@ from aflow import FlowSpec, Parameter, current, kubernetes, resources, retry, st
 
 
 class Jobs(FlowSpec):
-    """Begins and ends here; between, pods to which things happen."""
+    """Starts and ends locally; the pods in between get faults."""
 
     what = Parameter("what", default="nothing")
     gate = Parameter("gate", default="")

@@ -413,7 +413,7 @@ def let_happen(effect, folder):
 
 
 def in_forked_processes(folder):
-    """Whether this is a forked process, in which an effect has happened."""
+    """Return whether this is a forked process in which an effect has happened."""
     for effect in EFFECTS:
         pid = os.fork()
         if pid == 0:
@@ -425,7 +425,7 @@ def in_forked_processes(folder):
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "as a task":  # this whole file was run in a process forked before
+    if sys.argv[1] == "as a task":  # this file was executed in a process that was forked before
         let_happen(globals()[sys.argv[3]], sys.argv[2])
     elif in_forked_processes(sys.argv[2]):
         if "ahead" in sys.argv[1]:

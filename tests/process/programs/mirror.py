@@ -20,7 +20,7 @@ OF_THE_STEP = os.environ.get("MIRROR_OF_THE_STEP", "of the step")
 
 
 def descriptors():
-    """Open files by number, but for that of the listing; those of aflow have high numbers."""
+    """Return the open files by number, without that of the listing; aflow's have high numbers."""
     found = {}
     for number in sorted(map(int, os.listdir("/proc/self/fd"))):
         try:
@@ -31,7 +31,7 @@ def descriptors():
 
 
 def seen():
-    """What can be seen of the process."""
+    """Return everything that is visible of the process."""
     umask = os.umask(0o22)
     os.umask(umask)
     return {
@@ -61,7 +61,7 @@ def seen():
 
 
 def note(where):
-    """Write down what is seen."""
+    """Record what is visible."""
     found = json.dumps({"where": where, "pid": os.getpid(), "variable": VARIABLE, **seen()})
     with open(os.environ["MIRROR_FILE"], "a") as file:
         file.write(found + "\n")

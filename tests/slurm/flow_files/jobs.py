@@ -8,7 +8,7 @@ from aflow import FlowSpec, Parameter, current, resources, retry, slurm, step
 
 
 class Jobs(FlowSpec):
-    """Begins and ends here; between, jobs of Slurm to which things happen."""
+    """Starts and ends locally; the jobs of Slurm in between get faults."""
 
     what = Parameter("what", default="nothing")
     gate = Parameter("gate", default="")

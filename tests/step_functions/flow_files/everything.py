@@ -2,7 +2,7 @@ from aflow import FlowSpec, Parameter, catch, current, retry, step
 
 
 class Everything(FlowSpec):
-    """Branches, a foreach in a foreach, a loop, a retry and a step that fails for good."""
+    """Branches, a foreach in a foreach, a loop, a retry and a step that always fails."""
 
     factor = Parameter("factor", default=2)
 

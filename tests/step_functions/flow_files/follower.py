@@ -4,7 +4,7 @@ from aflow import FlowSpec, current, schedule, step, trigger_on_finish
 @schedule(cron="0 6 ? * MON *", timezone="Europe/Berlin")
 @trigger_on_finish(flow="Everything")
 class Follower(FlowSpec):
-    """One step, which knows what has started it."""
+    """One step, which reports what has started the run."""
 
     @step(start=True, end=True)
     def only(self):

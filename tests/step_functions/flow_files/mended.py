@@ -15,7 +15,7 @@ def on_success(run):
 @schedule(cron="0 12 * * *")
 @exit_hook(on_success=[on_success], on_error=[on_error])
 class Mended(FlowSpec):
-    """One item of a foreach fails until a file says that it may not."""
+    """One item of a foreach fails until a file exists."""
 
     switch = Parameter("switch", default="")
 

@@ -2,7 +2,7 @@ from aflow import FlowSpec, Parameter, step
 
 
 class Pair(FlowSpec):
-    """A foreach of two items."""
+    """A foreach with two items."""
 
     factor = Parameter("factor", default=2)
 

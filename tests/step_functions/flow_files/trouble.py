@@ -10,7 +10,7 @@ def on_error(run):
 
 @exit_hook(on_error=[on_error])
 class Trouble(FlowSpec):
-    """Its first job waits for what is done to it: unless it `hangs`, its machine goes away."""
+    """The first job waits for a fault: if it does not `hang`, it loses its machine."""
 
     folder = Parameter("folder")
     hangs = Parameter("hangs", default=False)

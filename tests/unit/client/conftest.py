@@ -23,7 +23,7 @@ def _no_choices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
 
 @pytest.fixture
 def records() -> Records:
-    """Empty stores that the client looks at."""
+    """Empty stores for the client."""
     records = Records()
     client.connect_to(records.metadata, records.store)
     return records

@@ -30,7 +30,7 @@ SYSTEM_TAGS = ("aflow_version:0.2.0", "python_version:3.11.7", "runtime:dev", "u
 
 
 class Records:
-    """A metadata store and an object store, and what is written to them."""
+    """A metadata store and an object store, with methods to write records."""
 
     def __init__(
         self, metadata: MetadataStore | None = None, store: ObjectStore | None = None
@@ -50,7 +50,7 @@ class Records:
         origin: str | None = None,
         **parameters: Any,
     ) -> RecordedRun:
-        """A run that has begun."""
+        """Create a run."""
         manifest = Manifest(step="_parameters")
         writer = ArtifactWriter(BlobStore(self.store))
         for name, value in parameters.items():
@@ -74,7 +74,7 @@ class Records:
 
 
 class RecordedRun:
-    """A run whose tasks a test writes, one after the other, in one commit or many."""
+    """A run whose tasks a test writes, one after the other, in one or several commits."""
 
     def __init__(self, records: Records, record: RunRecord) -> None:
         self.key = record.key
@@ -100,7 +100,7 @@ class RecordedRun:
         origin: str = "",
         **attempt: Any,
     ) -> RecordedRun:
-        """A task that has succeeded, unless `attempt` says otherwise."""
+        """Add a task, which has succeeded unless `attempt` says otherwise."""
         at = self._begin + task
         self._batch.tasks.append(
             TaskRecord(task, step, at, split, index, encode_inputs(inputs), origin)
@@ -118,7 +118,7 @@ class RecordedRun:
         return self.attempt(task, 0, **{"manifest": manifest.encode(), **attempt})
 
     def attempt(self, task: int, attempt: int, **more: Any) -> RecordedRun:
-        """Another attempt of a task."""
+        """Add another attempt of a task."""
         at = self._begin + task
         record = AttemptRecord(
             task, attempt, AttemptState.SUCCEEDED, at, at + 0.5, host="here", pid=7
@@ -127,18 +127,18 @@ class RecordedRun:
         return self
 
     def fact(self, task: int, attempt: int, name: str, value: str) -> RecordedRun:
-        """A metadata record."""
+        """Add a metadata record."""
         at = self._begin + task
         self._batch.metadata.append(MetadataRecord(task, attempt, name, value, name, at))
         return self
 
     def end(self, state: RunState, reason: str = "") -> RecordedRun:
-        """The end of the run, with its reason."""
+        """Commit the end of the run, with its reason."""
         self._batch.run = RunUpdate(state, self._begin + 1000, reason)
         return self.commit()
 
     def commit(self, state: RunState | None = None) -> RecordedRun:
-        """Write it; `state` is how the run has ended, if it has."""
+        """Commit the records; `state` is the final state of the run, if it has ended."""
         if state is not None:
             self._batch.run = RunUpdate(state, self._begin + 1000)
         metadata = self._records.metadata

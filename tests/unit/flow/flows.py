@@ -24,7 +24,7 @@ MakeFlow = Callable[[str], type[FlowSpec]]
 
 
 def load_flow(path: Path, body: str) -> type[FlowSpec]:
-    """The last flow class of a file that has the imports on line 1 and `body` from line 2 on."""
+    """Return the last flow class of a file with the imports on line 1 and `body` from line 2 on."""
     path.write_text(HEAD + textwrap.dedent(body).lstrip("\n"))
     module: dict[str, Any] = {"__name__": "flow_under_test"}
     exec(compile(path.read_text(), str(path), "exec"), module)
@@ -37,7 +37,7 @@ def load_flow(path: Path, body: str) -> type[FlowSpec]:
 
 
 class FakeContext:
-    """A TaskContext over a dictionary of artifacts; notes what was loaded and merged."""
+    """A TaskContext on a dictionary of artifacts; it records loads and merges."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class FakeContext:
 
 
 def running(cls: type[FlowSpec], step: str, **artifacts: Any) -> tuple[Any, FakeContext]:
-    """An instance of the flow inside of a step, and its context."""
+    """Return an instance of the flow within a step, and its context."""
     definition = define(cls)
     flow = new_instance(definition)
     node = definition.graph.nodes[step]

@@ -18,13 +18,13 @@ JOB = JobOf("aflow_1234", retries=1, limit=600)
 
 
 def where(flow: str, **more: Any) -> Where:
-    """A place in AWS to compile for."""
+    """Return the AWS settings to compile for."""
     return Where("aws", "the-queue", "bucket", f"a/deploy/results/{flow}", JOB, **more)
 
 
 @lru_cache
 def machines() -> dict[str, str]:
-    """The name of each file and what has to be in it."""
+    """Return the name and the expected content of each file."""
     found = {}
     for flow in ALL:
         graph = define(flow).graph

@@ -31,7 +31,7 @@ __all__ = [
 
 NO_CREDENTIALS = (faults.NoCredentialsError, faults.PartialCredentialsError)
 LOST_CREDENTIALS = (faults.SSOError, faults.CredentialRetrievalError)
-"""What gives credentials does not, for the moment or until the user logs in again."""
+"""Errors of a source of credentials, which are temporary or last until the user logs in again."""
 
 _BUSY = frozenset({
     "BadDigest", "ConditionalRequestConflict", "InternalError", "NoSuchUpload", "OperationAborted",

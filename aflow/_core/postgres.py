@@ -32,9 +32,9 @@ SETTINGS: dict[str, Any] = {
     "tcp_user_timeout": 30_000,  # milliseconds
     "application_name": "aflow",
 }
-"""Of each connection: a server that is gone is noticed in half a minute."""
+"""The options of each connection. They detect the loss of a server within half a minute."""
 REFUSALS = ("28", "3D000")
-"""States of a connection that a server has refused: trying again does not help."""
+"""Results of `state_of` if the server rejected the connection: a retry would not help."""
 
 # Advice by the prefix of an SQLSTATE.
 _ADVICE = {

@@ -717,7 +717,7 @@ SETTINGS = {
     name: each.metadata for name, each in Settings.__dataclass_fields__.items() if each.metadata
 }
 KEYS = frozenset(key for each in SETTINGS.values() for key in each["keys"])
-"""The keys of all of them, without prefix."""
+"""The keys of all settings, without prefix."""
 
 
 def choices_of(setting: str) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from aflow.flow.mutators import MutableFlow, MutableStep
 
 USER_SKIP_STEP: dict[str, Any] = {}
-"""What a generator yields to skip the step."""
+"""The value that the generator of a step decorator yields to skip the step."""
 
 _MUTATORS = "_aflow_mutators"
 _known: dict[str, type[Custom]] = {}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
 
 Spec = tuple[str, str, list[Any], dict[str, Any]]
-"""A decorator as it is described: short name, full name, options by place, options by name."""
+"""A decorator as plain values: short name, full name, positional and keyword arguments."""
 
 
 class Duplicates(IntEnum):

@@ -32,14 +32,14 @@ from aflow.scheduler.states import AttemptState, RunState, TaskState
 SPIN = "spin"
 # Of runs that are not in aflow's own metadata.
 FIRST_KEY = 1 << 61
-"""Keys of runs from here on are those of what Metaflow has left."""
+"""The first key of runs that Metaflow has recorded; keys of aflow's runs are lower."""
 READ_ONLY = "This run is one of Metaflow's: aflow reads it, and it is never changed."
 MARK = "metaflow+"
-"""What the URL of the store of a run of Metaflow's has, which only its history can open."""
+"""The prefix of the datastore URLs of Metaflow's runs, which only MetaflowHistory can open."""
 LEASE = 10.0
 """Seconds without a heartbeat after which the lease of a run has expired."""
 DAMAGED: dict[str, Any] = {"damaged": True}
-"""The settings of a run whose own cannot be read."""
+"""The settings that replace those of a run if they cannot be read."""
 
 
 class RunLease(NamedTuple):
@@ -401,10 +401,10 @@ WORKER_EXPIRY = 60.0
 """Seconds without a heartbeat after which a worker is no longer listed."""
 
 MOST_RUNNING = 200
-"""Attempts that a worker's record names at most."""
+"""The maximum number of running attempts in the record of a worker."""
 
 LARGEST_JOBS = 1 << 20
-"""Bytes of a document in which a run publishes its jobs."""
+"""The maximum size in bytes of a document in which a run publishes its jobs."""
 
 
 class WorkerRegistry(Protocol):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 PREFIX = "metadata"
 SNAPSHOT = 32
 SCHEME = "store+"
-"""What the URL of metadata in a store begins with; the URL of the store follows."""
+"""The prefix of the URL of metadata in an object store; the URL of the store follows."""
 
 _CONFLICT = "Another coordinator has written to this run: this one stops."
 _AT_ONCE = 16  # objects fetched concurrently

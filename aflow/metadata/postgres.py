@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 Connection = psycopg.Connection[Any]
 
 LATEST = 7
-"""The number of the last migration; tests check that it is."""
+"""The number of the last migration, which tests verify."""
 SCHEMA = "aflow"
 _KEPT = 8  # idle connections that are kept open
 _LOCK = 0x61666C6F77  # the advisory lock that is held during migrations

@@ -337,4 +337,4 @@ def check_messages(messages: Sequence[Message]) -> Sequence[Message]:
 
 
 AWAY = Backoff(0.5, 2.0)
-"""Of a user of a queue, while its broker cannot be reached."""
+"""The backoff of calls to a queue while its broker is unreachable."""

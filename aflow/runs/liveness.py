@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore, RunRecord
 
 ENGINE = "step-functions"
-"""The kind of lease holder of runs that an engine drives, without a coordinator of ours."""
+"""The kind of lease holder of runs that Step Functions drives, without a coordinator."""
 
 Asked = Literal["over", "asked", "ended"]
 

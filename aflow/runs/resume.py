@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from aflow.storage.blobs import BlobStore
 
 Place = tuple[str, bytes, int | None]
-"""Step, inputs and index of a task, with the numbers of the origin: no two tasks share it."""
+"""The unique place of a task: step, inputs (by numbers of the origin's tasks) and index."""
 
 
 class Finished:
@@ -177,7 +177,7 @@ def check_blobs(
 
 
 AT_ONCE = 1 << 20
-"""Workers that the machine is to have: tasks that are left must not be in the way of others."""
+"""The `max_workers` of `--clone-only`: tasks without a result must not delay the others."""
 
 
 class CloneOnly:

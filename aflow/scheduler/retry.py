@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition, StepDefinition
 
 MAX_LOSSES = 3
-"""A task whose attempts were lost this often is not tried again."""
+"""The number of lost attempts after which a task is not retried."""
 
 MAX_FALLBACKS = 3
-"""How many fallback attempts may settle a task of a step that catches."""
+"""The maximum number of fallback attempts that settle a failed task of a step with @catch."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ from aflow.scheduler.states import TASK_MOVES, AttemptState, IllegalMove, TaskSt
 
 
 Place = tuple[int | None, int | None, int | None]
-"""The innermost foreach around a task: the task that opened it, the index in it, its width."""
+"""The place in the innermost foreach: the task that opened it, the index, the width."""
 
 UNKNOWN = -1  # the number of items of a foreach whose task still produces them
 

@@ -241,7 +241,7 @@ _MOST = 2_000_000  # limit of elements: manifests are untrusted, and memory must
 ENCODING = "pickle5"
 PACKED = "pack5:"
 THEIRS = "gzip+pickle", "pickle-v"
-"""What encodings begin with in which Metaflow stores pickles, compressed in either case."""
+"""The prefixes of encodings in which Metaflow stores pickles, which are always compressed."""
 
 # Small values are held back until their number is known. Up to this many become separate blobs,
 # which later tasks need not write again; more of them share packs, since writing an object takes

@@ -21,7 +21,7 @@ from itertools import islice
 from typing import Any
 
 SHAPE = ("len", "shape", "dtype", "columns", "dtypes")
-"""Facts that say nothing of what is in a value."""
+"""The facts that do not reveal the content of a value."""
 _REPR_LENGTH = 80
 _ITEMS = 6
 _COLUMNS = 20

@@ -260,7 +260,7 @@ class InputTask:
         return self._aflow_item(stack[-1]) if stack else None
 
     def foreach_stack(self) -> list[tuple[int, int | None, Any]]:
-        """The levels of foreach around the input, outermost first: index, splits, item."""
+        """Return the levels of foreach around the input, outermost first: index, splits, item."""
         stack = self._aflow_artifacts.manifest.stack
         return [(frame.index, frame.num_splits, self._aflow_item(frame)) for frame in stack]
 

@@ -107,7 +107,7 @@ class StepContext:
         return self._item(stack[-1]) if stack else None
 
     def foreach_stack(self) -> list[tuple[int, int | None, Any]]:
-        """The levels of foreach around the task, outermost first: index, splits, item."""
+        """Return the levels of foreach around the task, outermost first: index, splits, item."""
         return [(frame.index, frame.num_splits, self._item(frame)) for frame in self.stack]
 
     def _item(self, frame: ForeachFrame) -> Any:

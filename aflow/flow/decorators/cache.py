@@ -32,4 +32,4 @@ class Cache(StepDecorator):
 
 
 cache = written(Cache)
-"""Take the result of an earlier task where nothing has changed; see Cache."""
+"""Reuse the result of an earlier task if nothing has changed; see Cache."""

@@ -50,4 +50,4 @@ class CardDecorator(StepDecorator):
 
 
 card = written(CardDecorator)
-"""Leave a card; see CardDecorator."""
+"""Create a card; see CardDecorator."""

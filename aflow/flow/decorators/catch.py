@@ -29,7 +29,7 @@ class Catch(StepDecorator):
 
 
 catch = written(Catch)
-"""Let the flow go on when the step has failed for good; see Catch."""
+"""Continue the flow after all attempts of the step have failed; see Catch."""
 
 
 # The values that @catch stores for the exception of a step.

@@ -32,4 +32,4 @@ class Concurrency(StepDecorator):
 
 
 concurrency = written(Concurrency)
-"""Limit how many tasks of the step go on at a time; see Concurrency."""
+"""Limit the number of tasks of the step that run at the same time; see Concurrency."""

@@ -69,11 +69,11 @@ def check_packages(decorator: Any) -> None:
 
 
 pypi = written(Pypi)
-"""Ask for packages from PyPI; see Pypi."""
+"""Require packages from PyPI; see Pypi."""
 
 
 conda = written(Conda)
-"""Ask for packages from conda; see Conda."""
+"""Require packages from conda; see Conda."""
 
 
 # @conda_base and @pypi_base: the packages that all steps of a flow require.
@@ -107,8 +107,8 @@ class CondaBase(FlowDecorator):
 
 
 pypi_base = written(PypiBase)
-"""Ask for packages from PyPI for all steps; see PypiBase."""
+"""Require packages from PyPI for all steps; see PypiBase."""
 
 
 conda_base = written(CondaBase)
-"""Ask for packages from conda for all steps; see CondaBase."""
+"""Require packages from conda for all steps; see CondaBase."""

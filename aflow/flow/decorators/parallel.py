@@ -37,8 +37,8 @@ class PytorchParallel(StepDecorator):
 
 
 parallel = written(Parallel)
-"""Make the step one of a gang; see Parallel."""
+"""Make the tasks of the step members of a gang; see Parallel."""
 
 
 pytorch_parallel = written(PytorchParallel)
-"""Make the step one of a gang of torch processes; see PytorchParallel."""
+"""Make the tasks of the step members of a gang for torch.distributed; see PytorchParallel."""

@@ -82,4 +82,4 @@ def _is_name(value: object) -> bool:
 
 
 project = written(Project)
-"""Say which project the flow belongs to, and on which branch it is; see Project."""
+"""Set the project of the flow, and its branch; see Project."""

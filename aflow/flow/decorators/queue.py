@@ -37,4 +37,4 @@ class QueueDecorator(StepDecorator):
 
 
 queue = written(QueueDecorator)
-"""Run the step on a worker of this pool, in runs that have a queue (`--queue`, AFLOW_QUEUE)."""
+"""Run the step on workers of a pool if the run has a queue; see QueueDecorator."""

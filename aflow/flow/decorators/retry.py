@@ -81,4 +81,4 @@ class Retry(StepDecorator):
 
 
 retry = written(Retry)
-"""Try a failed step again; see Retry."""
+"""Retry a failed step; see Retry."""

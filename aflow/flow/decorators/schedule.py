@@ -59,4 +59,4 @@ class ScheduleDecorator(FlowDecorator):
 
 
 schedule = written(ScheduleDecorator)
-"""Say when the deployed flow is to be run; see ScheduleDecorator."""
+"""Set when the deployed flow runs; see ScheduleDecorator."""

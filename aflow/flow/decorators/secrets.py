@@ -38,4 +38,4 @@ class Secrets(StepDecorator):
 
 
 secrets = written(Secrets)
-"""Set environment variables from where secrets are kept; see Secrets."""
+"""Set environment variables from stores of secrets; see Secrets."""

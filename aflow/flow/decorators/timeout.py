@@ -36,4 +36,4 @@ class Timeout(StepDecorator):
 
 
 timeout = written(Timeout)
-"""Stop an attempt that runs too long; see Timeout."""
+"""Stop an attempt that exceeds its time limit; see Timeout."""

@@ -94,7 +94,7 @@ def _is_pair(value: object) -> bool:
 
 
 trigger = written(TriggeredBy)
-"""Say which events start the deployed flow; see TriggeredBy."""
+"""Set the events that start the deployed flow; see TriggeredBy."""
 
 
 def namespaced_event_name(name: str) -> Callable[..., str]:
@@ -188,4 +188,4 @@ def _checked(flow: str) -> str:
 
 
 trigger_on_finish = written(TriggeredOnFinish)
-"""Say whose end starts the deployed flow; see TriggeredOnFinish."""
+"""Set the flows whose successful end starts the deployed flow; see TriggeredOnFinish."""

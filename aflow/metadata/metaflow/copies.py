@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 FOLDER = "metaflow"
 CARDS = "mf.cards"
 LARGEST = 512 << 20
-"""Bytes of an artifact; what is larger is not copied, since that takes as much memory."""
+"""The maximum size of a copied artifact in bytes: copying takes as much memory."""
 
 KEPT = 86400.0
-"""Seconds for which a copy stays, at least."""
+"""The minimum number of seconds for which a copy is kept."""
 _LATER = 3600.0  # additional seconds for values, since attempts may share one
 
 _KINDS = {"file": "local", "s3": "s3"}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 PAGE = 200  # tasks per commit
 IMPORTED = "imported_from"
-"""The setting of a run that says where it was imported from."""
+"""The name of the setting of an imported run that contains its origin."""
 
 _INLINE, _INLINE_TOTAL = 4096, 32768
 _MOST_ITEMS = 1 << 40

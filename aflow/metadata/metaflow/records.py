@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from aflow.metadata.metaflow.copies import Copies, Copy
 
 TASK_MARK = "aflow_task"
-"""The fact by which a task is found there."""
+"""The metadata field by which a task of aflow is found in Metaflow's service."""
 
 _GOES_ON = frozenset({AttemptState.QUEUED, AttemptState.RUNNING})
 

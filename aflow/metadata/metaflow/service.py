@@ -39,7 +39,7 @@ _NEWEST = 500  # runs that are searched for a mark
 
 
 OWN = "AFLOW_METADATA"
-"""The header with which aflow's service says that it keeps all that aflow records."""
+"""The response header of aflow's own service, which stores all records of aflow."""
 
 
 class _Run(NamedTuple):

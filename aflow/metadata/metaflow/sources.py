@@ -262,7 +262,7 @@ class ServiceSource(ServiceClient):
     not_there = "it is not a metadata service of Metaflow's"
     folder: str | None = None
     registered = ""
-    """What is added to what is asked for, where the service tells of more than is registered."""
+    """Query parameters of each request, such as those that exclude the own runs of a service."""
 
     def flows(self) -> list[Row]:
         """See RecordSource."""

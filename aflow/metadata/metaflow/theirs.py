@@ -17,7 +17,7 @@ from aflow.flow.graph import Graph, Kind, Node
 from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, Inputs, NoInputs
 
 Path = tuple[int, ...]
-"""The items that a task stands in, from the outermost foreach to the innermost."""
+"""The indexes of a task in the foreachs around it, the outermost first."""
 
 _KINDS = {
     "split-static": Kind.SPLIT, "split-foreach": Kind.FOREACH, "split-parallel": Kind.PARALLEL,

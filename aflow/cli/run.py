@@ -147,7 +147,7 @@ def _note_beginning(session: Session, settings: Settings) -> None:
 def _note_differences(
     session: Session, definition: FlowDefinition, settings: Settings, decospecs: Sequence[str]
 ) -> None:
-    """Report which declarations of the flow do not apply to this run."""
+    """Report the differences between the decorators of the flow and this run."""
     if not any(step.decorators for step in definition.steps.values()) and not definition.decorators:
         return
     from aflow.executors.factory import in_jobs

@@ -53,6 +53,8 @@ def test_a_pod_that_is_disrupted_is_started_again_and_a_gang_is_lost_as_a_whole(
     assert (f"{id}:1~2", 1, 2) == (worker, index, tries)
     assert 0 == bench.status(id).ended
 
+    for each in bench.out.glob("*.json"):  # those of the jobs before
+        each.unlink()
     gang = bench.submit("wait", 2, gang=True)
     bench.until_written(2)
     kubernetes.lose_node(next(each for each in kubernetes.running() if bench.name in each))

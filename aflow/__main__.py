@@ -1,5 +1,6 @@
 """`python -m aflow` and the command `aflow`, including its internal programs."""
 
+import gc
 import os
 import sys
 
@@ -21,8 +22,13 @@ INTERNAL = {
 
 def main() -> None:
     """Run the command line on sys.argv and exit with its exit code."""
-    if len(sys.argv) == 2 and sys.argv[1] in INTERNAL:
-        sys.exit(import_module(INTERNAL[sys.argv[1]]).main())
+    program = INTERNAL.get(sys.argv[1]) if len(sys.argv) == 2 else None
+    module = None if program is None else import_module(program)
+    # The launcher of a shipped aflow (environments/install.py) disables the collector for the
+    # imports. Steps run in forks of this process, and need it.
+    gc.enable()
+    if module is not None:
+        sys.exit(module.main())
     if os.getpid() == 1:  # the init process of a container
         from aflow._core.process import delegate
 

@@ -330,6 +330,7 @@ def test_jobs_of_an_image_without_aflow_run_the_one_that_was_shipped(bench: Benc
 
     assert bench.latest("Pair").successful, said
     assert "found [3, 6]" in said
+    assert bench.latest("Pair").data.all_collect, "the garbage collector is off in steps"
 
 
 def test_what_a_job_says_that_could_not_begin_stands_in_the_error_of_its_run(bench: Bench) -> None:

@@ -1,3 +1,5 @@
+import gc
+
 from aflow import FlowSpec, Parameter, step
 
 
@@ -14,11 +16,13 @@ class Pair(FlowSpec):
     @step
     def each(self):
         self.product = self.input * self.factor
+        self.collects = gc.isenabled()
         self.next(self.end)
 
     @step
     def end(self, inputs):
         self.found = sorted(each.product for each in inputs)
+        self.all_collect = all(each.collects for each in inputs)
         print("found", self.found)
 
 

@@ -41,7 +41,7 @@ _ENTRY = re.compile(r"    (?:\*{0,2})(\w+(?:, \*{0,2}\w+)*): ")
 
 
 class Defined(NamedTuple):
-    """A function, with the names of what it is in."""
+    """A function, its file, and the class that it is a method of."""
 
     path: Path
     owner: ast.ClassDef | None
@@ -53,7 +53,7 @@ class Defined(NamedTuple):
 
 
 def defined(path: Path) -> Iterator[Defined]:
-    """The public functions of a module, and the public methods of its public classes."""
+    """Yield the public functions of a module, and the public methods of its public classes."""
 
     def inside(body: list[ast.stmt], owner: ast.ClassDef | None) -> Iterator[Defined]:
         for node in body:
@@ -68,8 +68,7 @@ def defined(path: Path) -> Iterator[Defined]:
 
 
 def parameters(node: Function) -> list[str]:
-    """The names of the parameters. `self`, `cls` and those that are there for a caller's sake
-    alone (`_...`) are left out."""
+    """Return the names of the parameters, without `self`, `cls` and unused ones (`_...`)."""
     given = node.args
     every = [*given.posonlyargs, *given.args, given.vararg, *given.kwonlyargs, given.kwarg]
     names = [each.arg for each in every if each is not None]
@@ -77,7 +76,7 @@ def parameters(node: Function) -> list[str]:
 
 
 def decorators(node: Function) -> set[str]:
-    """The last part of the name of each decorator."""
+    """Return the last part of the name of each decorator."""
     return {
         dotted(each.func if isinstance(each, ast.Call) else each).rpartition(".")[2]
         for each in node.decorator_list
@@ -85,7 +84,7 @@ def decorators(node: Function) -> set[str]:
 
 
 def own_nodes(node: Function) -> Iterator[ast.AST]:
-    """What the function itself does: the bodies of functions inside of it left out."""
+    """Yield the nodes of the function itself, without those of nested functions."""
     waiting: list[ast.AST] = list(node.body)
     while waiting:
         each = waiting.pop()
@@ -97,7 +96,7 @@ def own_nodes(node: Function) -> Iterator[ast.AST]:
 
 @cache
 def errors_of_aflow() -> frozenset[str]:
-    """The names of the classes in aflow/errors.py."""
+    """Return the names of the classes in aflow/errors.py."""
     tree = tree_of(Path("aflow/errors.py"))
     return frozenset(each.name for each in tree.body if isinstance(each, ast.ClassDef))
 
@@ -120,9 +119,8 @@ def raised(node: Function) -> set[str]:
 
 @cache
 def ports() -> dict[str, list[tuple[bool, list[str]]]]:
-    """The methods of the protocols and base classes of aflow that have a docstring: whether it is a
-    protocol that has it, and with which parameters. An implementation keeps that promise and need
-    not repeat it."""
+    """Return the documented methods of aflow's protocols and base classes, by name: whether it is a
+    protocol, and the parameters. Implementations need not repeat the docstring."""
     found: dict[str, list[tuple[bool, list[str]]]] = {}
     for path in AFLOW:
         for each in ast.walk(tree_of(path)):
@@ -139,7 +137,7 @@ def ports() -> dict[str, list[tuple[bool, list[str]]]]:
 
 
 def bases(node: ast.ClassDef) -> set[str]:
-    """The last part of the name of each base class."""
+    """Return the last part of the name of each base class."""
     return {
         dotted(each.value if isinstance(each, ast.Subscript) else each).rpartition(".")[2]
         for each in node.bases
@@ -148,7 +146,7 @@ def bases(node: ast.ClassDef) -> set[str]:
 
 @cache
 def methods_of_classes() -> dict[str, tuple[set[str], set[str]]]:
-    """By the name of a class: its documented methods, and the names of its bases."""
+    """Return the documented methods and the names of the bases, by the name of the class."""
     found: dict[str, tuple[set[str], set[str]]] = {}
     for path in AFLOW:
         for each in ast.walk(tree_of(path)):
@@ -164,7 +162,7 @@ def methods_of_classes() -> dict[str, tuple[set[str], set[str]]]:
 
 
 def overrides(each: Defined) -> bool:
-    """Whether a method keeps the promise of a documented one of a base class or of a port."""
+    """Return whether a method implements a documented method of a base class or of a port."""
     if each.owner is None:
         return False
     own = bases(each.owner)
@@ -197,8 +195,8 @@ FOREIGN = {
 
 
 def exempt(each: Defined) -> bool:
-    """Whether a function needs no sections: others document it, or its docstring is a text for
-    users, or it takes nothing and is read like an attribute."""
+    """Return whether a function needs no sections: it is documented elsewhere, its docstring is a
+    text for users, or it takes no arguments and reads like an attribute."""
     names = decorators(each.node)
     return bool(
         names & (_OF_CLICK | _PROPERTIES | {"overload", "override"})
@@ -212,15 +210,15 @@ def exempt(each: Defined) -> bool:
 
 
 def is_command(node: Function) -> bool:
-    """Whether a function is the body of a command: its parameters are the options of the command,
-    whose help says what they are."""
+    """Return whether a function is the body of a command: its parameters are options, which have
+    help texts."""
     given = node.args.args
     return bool(given) and ast.unparse(given[0].annotation or ast.Constant("")) == "Session"
 
 
 def is_handler(node: Function) -> bool:
-    """Whether a function answers a request of HTTP: its docstring is the text of its operation in
-    the OpenAPI document, and aiohttp says what it takes and returns."""
+    """Return whether a function handles HTTP requests: its docstring is the text of its operation
+    in the OpenAPI document, and aiohttp defines its parameter and result."""
     given = [*node.args.posonlyargs, *node.args.args]
     kinds = [ast.unparse(each.annotation) for each in given if each.annotation is not None]
     returned = ast.unparse(node.returns or ast.Constant(""))
@@ -230,7 +228,7 @@ def is_handler(node: Function) -> bool:
 
 
 def sections(text: str) -> dict[str, list[str]]:
-    """The sections of a docstring: the names of their entries in order."""
+    """Return the sections of a docstring, with the names of their entries in order."""
     found: dict[str, list[str]] = {}
     current: list[str] | None = None
     for line in text.splitlines():
@@ -244,12 +242,12 @@ def sections(text: str) -> dict[str, list[str]]:
 
 
 def returns_something(node: Function) -> bool:
-    """Whether the annotation says that a value comes back."""
+    """Return whether the annotation says that a value is returned."""
     return node.returns is not None and ast.unparse(node.returns).strip("'\"") not in _NOTHING
 
 
 def missing(each: Defined) -> list[str]:
-    """What the docstring of a function does not say, or says wrongly."""
+    """Return what the docstring of a function lacks or states wrongly."""
     node = each.node
     text = ast.get_docstring(node) or ""
     said = sections(text)
@@ -272,7 +270,7 @@ def missing(each: Defined) -> list[str]:
 
 
 def package_of(path: Path) -> str:
-    """The package directly under aflow/ that a module belongs to, or the module itself."""
+    """Return the package directly under aflow/ that a module belongs to, or the module itself."""
     return path.parts[1].removesuffix(".py")
 
 

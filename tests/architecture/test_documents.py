@@ -19,12 +19,12 @@ HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
 
 
 def anchor(heading: str) -> str:
-    """The anchor that a heading gets on the usual hosting sites."""
+    """Return the anchor that hosting sites generate for a heading."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
 def lost(path: Path, link: str) -> bool:
-    """Whether a link leads to no file, or to no heading of the file."""
+    """Return whether the target of a link, or its heading, does not exist."""
     if re.match(r"[a-z]+:", link):
         return False
     target, _, fragment = link.partition("#")
@@ -57,7 +57,7 @@ def test_python_in_documents_is_python() -> None:
 
 
 def test_diagrams_are_pictures_of_the_repository_and_name_every_state() -> None:
-    """The theme of the site would load the library that draws Mermaid from another host."""
+    """For Mermaid diagrams the theme of the site would load a library from another host."""
     assert [] == [str(path) for path in DOCUMENTS if "```mermaid" in text_of(path)]
     for name, states in (("run", RUN_MOVES), ("task", TASK_MOVES)):
         drawn = re.findall(
@@ -76,7 +76,7 @@ def test_images_and_wheels_are_named_by_the_version_of_aflow() -> None:
 
 
 def test_nobody_is_asked_to_install_another_project() -> None:
-    """`aflow` on the package index is not ours: our distribution is `aflow-runtime`."""
+    """`aflow` on the package index is another project: ours is `aflow-runtime`."""
     other = re.compile(
         r"\baflow\[\w|\bpip[0-9]? install\b[^\n.;]*[ '\"`]aflow(?:[=<>~]=[\d.]+)?['\"`]"
     )

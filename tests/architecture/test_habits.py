@@ -96,7 +96,7 @@ def test_only_the_clock_module_reads_a_clock() -> None:
 
 
 def environment_in(path: Path) -> list[tuple[int, str]]:
-    """Where a file names the environment."""
+    """Return the lines in which a file uses the environment."""
     return [
         (line, name) for line, name in uses(path) if ".".join(name.split(".")[:2]) in ENVIRONMENT
     ]
@@ -199,7 +199,7 @@ def test_every_test_asserts_something() -> None:
 
 
 def asserts(node: ast.AST) -> bool:
-    """Whether this node can make a test fail: an assert, `pytest.raises`, a `check_...` call."""
+    """Return whether this node can fail a test: an assert, `pytest.raises`, a `check_...` call."""
     if isinstance(node, ast.Assert):
         return True
     if not isinstance(node, ast.Call):
@@ -226,7 +226,7 @@ PACKAGES = [path for path in AFLOW if path.name == "__init__.py" and path not in
 
 
 def test_the_init_file_of_a_package_says_what_it_is_and_does_nothing() -> None:
-    """It may be the door to the package: names, and how they are found. It runs no statement."""
+    """It may define the public names and their lazy import. It executes no other statement."""
 
     def statements(path: Path) -> list[tuple[int, str]]:
         kinds = (ast.Expr, ast.ImportFrom, ast.Assign, ast.FunctionDef)
@@ -246,7 +246,7 @@ def test_the_init_file_of_a_package_says_what_it_is_and_does_nothing() -> None:
 
 
 def test_wide_records_are_made_with_the_names_of_their_fields() -> None:
-    """More than five values by position cannot be read, or checked by who reads them."""
+    """More than five positional values are hard to read and to review."""
 
     def is_record(node: ast.ClassDef) -> bool:
         return any("NamedTuple" in ast.unparse(base) for base in node.bases) or any(

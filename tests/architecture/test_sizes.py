@@ -19,7 +19,7 @@ FILES = python_files("aflow", "benchmarks", "examples", "tests")
 
 
 def functions(tree: ast.Module) -> Iterator[tuple[str, int]]:
-    """Name and number of lines, docstring left out, of every function."""
+    """Return the name and the number of lines, without docstring, of every function."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
@@ -30,8 +30,8 @@ def functions(tree: ast.Module) -> Iterator[tuple[str, int]]:
 
 
 def length(path: Path) -> int:
-    """The number of lines of a file, docstrings of functions left out, as in `functions`: what is
-    explained at length is not two subjects."""
+    """Return the number of lines of a file, without docstrings of functions, as in `functions`:
+    long explanations are not a second subject."""
     of_functions = sum(
         (node.body[0].end_lineno or node.body[0].lineno) - node.body[0].lineno + 1
         for node in ast.walk(tree_of(path))

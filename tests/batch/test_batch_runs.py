@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.timeout(400), pytest.mark.xdist_group("batch")]
 
 
 class Bench:
-    """A folder in which flows are run; their metadata is there, everything else in the account."""
+    """A folder in which flows run, with their metadata; everything else is in the account."""
 
     def __init__(self, folder: Path, aws: Account) -> None:
         self.folder = folder
@@ -50,7 +50,7 @@ class Bench:
         code: int = 0,
         env: Mapping[str, str | None] | None = None,
     ) -> str:
-        """What a command of the flow says."""
+        """Run a command of the flow, and return its output."""
         command = [sys.executable, str(file), *words]
         variables = {**os.environ, **(env or {})}
         done = subprocess.run(
@@ -78,7 +78,7 @@ class Bench:
             print(process.communicate()[0])  # what a test that fails here shows
 
     def until_listed(self, *, flow: bool = True, **count: int) -> str:
-        """Wait until the jobs that have not ended are in these states; what is listed then."""
+        """Wait until the unfinished jobs are in these states, and return the list."""
         wanted = {state.upper(): number for state, number in count.items()}
         wait_until(lambda: self.unfinished() == wanted, self.unfinished, interval=0.1)
         command = [str(TROUBLE), "batch", "list"] if flow else ["-m", "aflow", "batch", "list"]
@@ -91,14 +91,14 @@ class Bench:
         return said
 
     def unfinished(self) -> dict[str, int]:
-        """How many attempts are in each state, of those whose jobs have not ended."""
+        """Return the number of attempts in each state, for unfinished jobs."""
         found = Counter[str]()
         for job in self.aws.jobs("tester-Trouble-"):
             found.update(job.get("arrayProperties", {}).get("statusSummary") or [job["status"]])
         return {state: n for state, n in found.items() if n and state not in ENDED}
 
     def recover(self, run: str) -> str:
-        """Go on with a run whose coordinator was killed, when its lease has expired."""
+        """Continue a run whose coordinator was killed, after its lease has expired."""
         expire_leases(self.folder)
         command = [sys.executable, "-m", "aflow", "recover", f"Trouble/{run}"]
         done = subprocess.run(command, capture_output=True, text=True, cwd=self.folder)
@@ -106,16 +106,16 @@ class Bench:
         return done.stdout + done.stderr
 
     def jobs(self, flow: str, run: str) -> list[dict[str, Any]]:
-        """What AWS Batch says of all jobs of a run, in the order of submission."""
+        """Return AWS Batch's descriptions of all jobs of a run, in the order of submission."""
         return self.aws.jobs(f"tester-{flow}-{run}-")
 
     def sizes_of_jobs(self, flow: str, run: str) -> list[int]:
-        """How many attempts each job of a run was submitted for, in the order of submission."""
+        """Return the number of attempts in each job of a run, in the order of submission."""
         jobs = self.jobs(flow, run)
         return [each.get("arrayProperties", {}).get("size", 1) for each in jobs]
 
     def latest(self, flow: str) -> Run:
-        """The latest run of a flow."""
+        """Return the latest run of a flow."""
         client.metadata(f"local@{self.folder}/.aflow")
         run: Any = client.Flow(flow, _namespace_check=False).latest_run
         return run  # type: ignore[no-any-return]
@@ -123,7 +123,7 @@ class Bench:
 
 @pytest.fixture
 def bench(aws: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    """A bench of the test's own, with metadata in its folder."""
+    """A separate bench, with metadata in its folder."""
     monkeypatch.setenv("AFLOW_DEFAULT_METADATA", "local")
     yield Bench(tmp_path, aws)
     client.default_metadata()
@@ -307,7 +307,7 @@ def test_a_foreach_of_a_thousand_is_submitted_and_ended_in_a_few_calls(bench: Be
 
 
 def _calls(proxy: FaultyProxy) -> Counter[str]:
-    """How often each operation of AWS Batch was asked for."""
+    """Return the number of calls of each operation of AWS Batch."""
     return Counter(seen.target.rpartition("/")[2] for seen in proxy.seen)
 
 
@@ -343,7 +343,7 @@ def test_what_a_job_says_that_could_not_begin_stands_in_the_error_of_its_run(ben
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with wheels of four versions of a package, which no index has."""
+    """A folder with wheels of four versions of a package that is in no index."""
     folder = tmp_path_factory.mktemp("index")
     for version in ("1.0", "2.0", "3.0", "4.0"):
         packages.make_wheel(folder, "tiny", version)

@@ -36,7 +36,7 @@ if __name__ == "__main__":
 
 
 def outcome(folder: Path, done: subprocess.CompletedProcess[str], reader: Reader) -> dict[str, Any]:
-    """Exit code and the client's view of the run."""
+    """Return the exit code and the client's view of the run."""
     return {"failed": done.returncode != 0, "run": reader.read(folder)}
 
 
@@ -130,6 +130,6 @@ def test_both_resume_alike(resumes: list[list[str]], forks: Forks, tmp_path: Pat
 
 
 def _latest(folder: Path, python: str | Path, module: str) -> str:
-    """The id of the latest run."""
+    """Return the id of the latest run."""
     read = f"import {module} as m; m.namespace(None); print(m.Flow('TheFlow').latest_run.id)"
     return call(folder, python, "-c", read).stdout.strip()

@@ -100,7 +100,7 @@ if __name__ == "__main__":
 
 
 class Team:
-    """A folder in which both are used, with these settings for both."""
+    """A folder in which both systems are used, with the same settings."""
 
     def __init__(self, folder: Path, **settings: str) -> None:
         self.folder = folder
@@ -116,19 +116,19 @@ class Team:
         (folder / "flow.py").write_text(FLOW)
 
     def theirs(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
-        """A program under Metaflow's Python."""
+        """Run a program with Metaflow's Python."""
         return self._forks.run(self.folder, *words)
 
     def ours(self, *words: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
-        """A command of ours."""
+        """Run a command of aflow."""
         return call(self.folder, sys.executable, *words, **{**self.settings, **ACCESS, **more})
 
     def close(self) -> None:
-        """End the process that Metaflow's are forked from."""
+        """Stop the process from which Metaflow's processes are forked."""
         self._forks.close()
 
     def history(self) -> list[str]:
-        """The runs that Metaflow makes: one that succeeds, one that fails."""
+        """Two runs of Metaflow: one that succeeded, one that failed."""
         runs = []
         for words in (("--n", "1"), ("--n", "2")):
             self.theirs("flow.py", "--no-pylint", "run", "--run-id-file", "id", *words)
@@ -136,7 +136,7 @@ class Team:
         return runs
 
     def check(self, runs: list[str], **more: str) -> None:
-        """Both say the same of the runs."""
+        """Check that both systems return the same for the runs."""
         for run in runs:
             if run not in self._read:
                 self._read[run] = self.theirs(READ, f"Shapes/{run}").stdout
@@ -149,7 +149,7 @@ class Team:
             assert expected == found
 
     def check_resumed(self, failed: str) -> None:
-        """The failed run goes on with aflow where it has failed."""
+        """Check that aflow resumes the failed run where it failed."""
         (self.folder / "mended").touch()
         resumed = self.ours("-m", "aflow", "resume", "flow.py", "--origin-run-id", failed)
         assert 0 == resumed.returncode, resumed.stdout + resumed.stderr
@@ -163,7 +163,7 @@ class Team:
 
 @pytest.fixture
 def new_team() -> Iterator[Callable[..., Team]]:
-    """Makes teams, as `Team` does."""
+    """A factory of teams, with the arguments of `Team`."""
     with ExitStack() as stack:
         yield lambda *where, **settings: stack.enter_context(closing(Team(*where, **settings)))
 
@@ -259,7 +259,7 @@ def test_runs_that_are_registered_in_a_service_are_read_and_resumed(
 
 
 class Tables:
-    """The tables of Metaflow's service, in a schema of their own."""
+    """The tables of Metaflow's service, in a separate schema."""
 
     COLUMNS = {
         "flows_v3": "flow_id text, ",
@@ -288,7 +288,7 @@ class Tables:
             )
 
     def fill(self, service: str) -> None:
-        """Put what a service tells into the tables."""
+        """Copy the registrations of a service into the tables."""
 
         def got(path: str) -> Any:
             with urllib.request.urlopen(f"{service}{path}") as answer:
@@ -352,7 +352,7 @@ if __name__ == "__main__":
 
 
 def raw(server: Daemon, path: str) -> tuple[int, bytes]:
-    """Status and bytes of an answer."""
+    """Return the status and the bytes of a response."""
     connection = server.connection()
     try:
         connection.request("GET", path, headers={"Authorization": f"Bearer {server.token}"})

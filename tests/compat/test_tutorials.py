@@ -53,7 +53,7 @@ def test_the_tutorials_of_metaflow_run_as_they_are(tmp_path: Path) -> None:
 
 
 def cells_of(notebook: Path) -> str:
-    """The code of the notebook, after what lets it import Metaflow."""
+    """Return the code of the notebook, after the code that lets it import Metaflow."""
     cells = json.loads(notebook.read_text())["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     return "\n".join(["from aflow import compat", "compat.install()", *code])

@@ -50,7 +50,8 @@ KEY, OTHER = b"k" * 32, b"o" * 32
 
 
 class Shared(MemoryQueue):
-    """The queue of a test: closing it leaves it open for the others. Calls fail by name."""
+    """The queue of a test, which stays open for others when it is closed. Calls can be made to fail
+    by name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,14 +137,14 @@ async def coordinator(
 
 
 def sealed(spec: AttemptSpec, store: str, keys: Sequence[bytes] = (), job: str = "0" * 64) -> bytes:
-    """The message of an attempt."""
+    """Return the signed message of an attempt."""
     reply = protocol.reports_topic("ActionFlow", "1")
     message = TaskMessage(store, "ActionFlow", "1", job, reply, spec.encode(), 0)
     return message.seal(keys, TASKS, time.time())
 
 
 async def until(truth: Callable[[], Any]) -> Any:
-    """What it gives, as soon as it is true."""
+    """Wait until a condition is true, and return its value."""
     while True:
         found = truth()
         found = await found if asyncio.iscoroutine(found) else found

@@ -40,7 +40,7 @@ GROUPS = {"ray": "clusters", "dask": "clusters"}
 
 
 class Begun(NamedTuple):
-    """A task that has begun: its process, and the variables of that."""
+    """A started task: its process, and the environment of that."""
 
     pid: int
     variables: Mapping[str, str]
@@ -64,7 +64,7 @@ class Bench:
 
     @contextmanager
     def running(self, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-        """A command of the flow, which writes to the log."""
+        """Start a command of the flow, which writes to the log."""
         with self.log.open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, str(FLOW), *words], stdout=log, stderr=log, cwd=self.folder
@@ -84,7 +84,7 @@ class Bench:
         return self.log.read_text()
 
     def begun(self) -> list[Begun]:
-        """The tasks of the foreach that have begun, if they all have."""
+        """Return the tasks of the foreach that have started, if all of them have."""
         files = sorted(self.folder.glob("began-*"))
         written = [each.read_text().splitlines() for each in files]
         if len(written) < 3 or not all(written):
@@ -117,7 +117,7 @@ class Bench:
 
 @cache
 def plain() -> dict[str, list[dict[str, str]]]:
-    """What a local run leaves to which nothing happens."""
+    """The results of a local run without faults."""
     with TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         patch.delenv("AFLOW_DEFAULT_DATASTORE", raising=False)
         patch.setenv("AFLOW_DEFAULT_METADATA", "local")

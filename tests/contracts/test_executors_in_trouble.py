@@ -135,7 +135,7 @@ async def test_a_line_of_100_megabytes_is_never_held_whole(kind: str, tmp_path: 
 
 @contextmanager
 def bounded_memory() -> Iterator[None]:
-    """The coordinator's peak grows by less than a part of what is printed."""
+    """Check that the coordinator's peak memory grows by less than a part of the output."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 * 1024
@@ -156,7 +156,7 @@ async def test_of_300_000_lines_none_is_lost(kind: str, tmp_path: Path) -> None:
 
 @contextmanager
 def descriptors_left(count: int) -> Iterator[None]:
-    """This process can open only so many more files."""
+    """Limit the number of files that this process can open in addition."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     gc.collect()  # so that none becomes free meanwhile
     used = {int(each) for each in os.listdir("/proc/self/fd")}

@@ -29,7 +29,7 @@ REPOSITORY = str(Path(__file__).parents[2])
 
 
 class Bench:
-    """A job system, and how jobs of one step, and of a gang, are submitted to it."""
+    """A job system, with methods to submit jobs of one step and of a gang."""
 
     def __init__(self, system: Any, job: Any, gang: Any, folder: Path) -> None:
         self.system = system
@@ -39,7 +39,7 @@ class Bench:
         self.context: RunContext = context_in(folder)
 
     def submit(self, action: str, size: int = 1, *, gang: bool = False) -> str:
-        """Submit jobs that do this action; their id. They write down who they are in a folder."""
+        """Submit jobs with this action, and return their id. They write their place to a folder."""
         return self.system.submit(self.submission(action, size, gang=gang))  # type: ignore[no-any-return]
 
     def submission(self, action: str, size: int = 1, *, gang: bool = False) -> Submission:
@@ -58,7 +58,7 @@ class Bench:
         return found
 
     def until_written(self, size: int) -> Mapping[int, Any]:
-        """Wait until so many jobs have written down who they are."""
+        """Wait until this many jobs have written their place."""
         self.until(lambda: len([*self.out.glob("*.json")]) == size)
         return {int(each.stem): json.loads(each.read_text()) for each in self.out.glob("*.json")}
 

@@ -20,7 +20,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MetadataSt
 
 
 def whole(fact: str = "x") -> Batch:
-    """A commit with something of everything."""
+    """Return a commit with records of every kind."""
     return Batch(
         b"events",
         tasks_of("a", [1]),

@@ -31,7 +31,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def check_sentence(path: Path, use: Callable[[SqliteMetadata], Any], *parts: str) -> None:
-    """Using a store at the path ends in one sentence that names it, with these parts."""
+    """Check that using a store at the path raises one sentence with the path and these parts."""
     store = SqliteMetadata(path)
     try:
         with pytest.raises(MetadataError) as caught:
@@ -149,8 +149,8 @@ def test_a_durability_sets_the_synchronous_mode_of_sqlite(
 
 
 def test_a_damaged_database_gives_sentences_or_the_truth(path: Path) -> None:
-    """Every page is overwritten once: no answer but the true one, one of a record that still
-    makes sense, or a sentence that says that it is damaged."""
+    """Every page is overwritten once. Results must be correct, or plausible for the damaged record,
+    or an error that reports the damage."""
     run = filled(path, batches=20)
     whole = path.read_bytes()
     sentences = 0

@@ -54,7 +54,7 @@ def output(process: subprocess.Popen[bytes]) -> IO[bytes]:
 
 
 def all_at_once(code: str, path: Path, names: str) -> list[list[str]]:
-    """Run the code in a process for each name, from the same moment on; what they print."""
+    """Run the code in one process per name, started simultaneously, and return their output."""
     racers = [python(code, path, name) for name in names]
     for racer in racers:
         assert b"ready\n" == output(racer).readline()
@@ -141,7 +141,7 @@ while True:
 
 
 def killed_while_it_commits(path: Path, commits: int) -> int:
-    """Kill a process after this many commits; the last version that it has printed."""
+    """Kill a process after this many commits, and return the last version that it printed."""
     writer = python(COMMITS_UNTIL_KILLED, path, "")
     for _ in range(commits):
         output(writer).readline()
@@ -236,7 +236,7 @@ def test_the_tasks_of_a_step_are_found_without_those_of_others() -> None:
 
 
 def nothing_for(sql: str) -> Any:
-    """Values for a statement's parameters, which its plan does not depend on."""
+    """Return values for a statement's parameters, which do not affect its plan."""
     if named := re.findall(r":([a-z_]+)", sql):
         return dict.fromkeys(named)
     numbered = [int(number) for number in re.findall(r"\?(\d+)", sql)]
@@ -244,7 +244,7 @@ def nothing_for(sql: str) -> Any:
 
 
 def open_databases() -> list[str]:
-    """The files of databases that this process has open."""
+    """Return the database files that this process has open."""
     if not Path("/proc/self/fd").exists():
         pytest.skip("this system does not list the descriptors of a process")
     names = []

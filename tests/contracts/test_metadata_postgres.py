@@ -42,7 +42,7 @@ def run(store: PostgresMetadata) -> RunRecord:
 
 
 def command(store: PostgresMetadata, sql: str) -> list[Any]:
-    """What the server answers to a command of ours."""
+    """Return the server's response to a command."""
     with store._connections.one() as db:
         cursor = db.execute(sql)
         return cursor.fetchall() if cursor.description else []
@@ -228,7 +228,8 @@ def test_a_server_that_stays_away_ends_in_a_sentence(own_server: Server) -> None
 
 
 def check_sentence(url: str, *parts: str) -> None:
-    """Using a store there ends at once in one sentence with these parts, without the password."""
+    """Check that using the store fails immediately with one sentence with these parts and without
+    the password."""
     store = PostgresMetadata(url, pause=lambda _: pytest.fail("nothing is to be waited for"))
     with pytest.raises(MetadataUnavailable) as caught:
         store.flows()

@@ -45,7 +45,7 @@ async def queue(backend: Backend) -> AsyncIterator[Queue]:
 
 @pytest_asyncio.fixture
 async def other(backend: Backend) -> AsyncIterator[Queue]:
-    """Another user of the same queue."""
+    """Another client of the same queue."""
     opened = backend.open()
     yield opened
     await opened.close()
@@ -65,7 +65,7 @@ def strict(backend: Backend) -> None:
 
 
 async def one(queue: Queue, ttl: float = LONG, topic: str = "t") -> Lease:
-    """The next message of the topic, waiting for it."""
+    """Wait for the next message of the topic, and return it."""
     (lease,) = await queue.lease([topic], 1, ttl, WAIT)
     return lease
 
@@ -159,7 +159,7 @@ async def test_what_cannot_be_an_id_is_refused_and_nothing_of_it_is_put(
 
 
 def of(group: str, count: int, priority: int = 0) -> list[Message]:
-    """So many messages of a group."""
+    """Return this many messages of a group."""
     return [Message(f"{group}:{each}", b"", priority) for each in range(count)]
 
 

@@ -29,7 +29,7 @@ SECONDS = st.sampled_from([1.0, 5.0, 60.0])
 
 @dataclass
 class Entry:
-    """A message as the model knows it."""
+    """A message in the model."""
 
     deliveries: int = 0
     token: str | None = None
@@ -38,7 +38,7 @@ class Entry:
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """One queue and its model; subclasses say which queue."""
+    """One queue and its model; subclasses choose the queue."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.loop.close()
 
     def settle(self) -> None:
-        """What the time that has passed does to the model."""
+        """Apply the elapsed time to the model."""
         for entry in self.model.values():
             if entry.token is not None and entry.until <= self.clock.monotonic():
                 self.come_back(entry)
@@ -112,11 +112,11 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([-100_000.0, -40.0, 40.0, 100_000.0]))
     def set_the_clock(self, seconds: float) -> None:
-        """Leases and delays end when they have to, even if the clock is set."""
+        """Leases and delays expire on time, even if the clock is set."""
         self.clock.jump(seconds)
 
     def chosen(self, which: int, count: int = 1) -> list[Lease]:
-        """Leases that were once given, the latest first."""
+        """Return earlier leases, the latest first."""
         return self.leases[::-1][which : which + count]
 
     @rule(which=WHICH, ttl=SECONDS)

@@ -482,7 +482,7 @@ async def test_a_database_of_the_version_before_keeps_its_messages(postgres_serv
 
 
 async def messages_in(url: str) -> tuple[list[str], list[str]]:
-    """The ids of messages that are buried, and of those that are given, with a new one."""
+    """Return the ids of dead messages, and of those that are delivered, with a new one."""
     async with opened(url) as queue:
         await queue.put("t", [Message("g:5", b"x")])
         buried = [each.id for each in await queue.buried("t")]

@@ -45,13 +45,13 @@ BAD_WEATHER = {
 
 
 def kinds() -> list[Fault]:
-    """One of each kind."""
+    """One fault of each kind."""
     found = {each.kind: each for several in BAD_WEATHER.values() for each in several}
     return list(found.values())
 
 
 def faults(name: str) -> list[Fault]:
-    """Fresh ones, which have counted nothing."""
+    """Return new faults, with counters at zero."""
     from copy import deepcopy
 
     return deepcopy(BAD_WEATHER[name])
@@ -59,20 +59,20 @@ def faults(name: str) -> list[Fault]:
 
 @pytest.fixture
 def proxy(s3_bucket: S3Bucket) -> Iterator[FaultyProxy]:
-    """A proxy before the bucket, which passes all until faults are added."""
+    """A proxy in front of the bucket, without faults until they are added."""
     with FaultyProxy(s3_bucket.endpoint, seed=7) as proxy:
         yield proxy
 
 
 @pytest.fixture
 def place(s3_bucket: S3Bucket, proxy: FaultyProxy) -> str:
-    """The bucket, by way of the proxy."""
+    """The URL of the bucket through the proxy."""
     return f"s3://{s3_bucket.name}/p?endpoint={proxy.url}"
 
 
 @pytest.fixture
 def store(s3_bucket: S3Bucket, place: str) -> RetryingStore:
-    """The store, whose waits are none."""
+    """The store, which does not wait between retries."""
     return RetryingStore(s3_bucket.store(place), pause=lambda seconds: None)
 
 

@@ -72,7 +72,7 @@ async def test_a_body_that_is_too_large_goes_to_the_store_and_leaves_it_when_ack
 
 
 async def many(queue: SqsQueue, count: int) -> list[str]:
-    """So many messages that are put together; their ids."""
+    """Put this many messages in one call, and return their ids."""
     names = [f"{number:03}" for number in range(count)]
     await queue.put("t", [Message(name, name.encode()) for name in names])
     return names

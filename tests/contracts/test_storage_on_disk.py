@@ -144,7 +144,7 @@ def test_the_root_is_made_by_the_first_put_alone(tmp_path: Path) -> None:
 
 
 class Disk:
-    """Records the calls that decide what a power cut leaves, in order."""
+    """Records the calls that determine the state after a power failure, in order."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
         self.calls: list[tuple[str, str]] = []

@@ -21,7 +21,7 @@ LARGE = os.urandom(1 << 20) * 20 + b"the end"  # more than two parts
 
 @pytest.fixture
 def s3(s3_bucket: S3Bucket, tmp_path: Path) -> Iterator[S3]:
-    """A client of a prefix in an empty bucket."""
+    """A client for a prefix in an empty bucket."""
     with S3(s3root=s3_bucket.url, tmproot=str(tmp_path)) as client:
         yield client
 

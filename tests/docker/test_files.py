@@ -77,13 +77,13 @@ def test_every_image_has_a_version_and_those_of_others_a_digest(repository: Path
 
 
 def pins(repository: Path) -> dict[str, str]:
-    """The versions that the images are built with, by name."""
+    """Return the versions that the images are built with, by name."""
     lines = (repository / "docker" / "constraints.txt").read_text().splitlines()
     return dict(line.split("==") for line in lines if not line.startswith("#"))
 
 
 def requirements(repository: Path) -> list[Requirement]:
-    """What the images install of aflow's own needs."""
+    """Return those dependencies of aflow that the images install."""
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
     dockerfile = (repository / "docker" / "Dockerfile").read_text()
     extras = re.search(r"^ARG EXTRAS=(\S+)$", dockerfile, re.MULTILINE)

@@ -71,7 +71,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A folder that is mounted as the home of the image's user, who may write there."""
+    """A folder that is mounted as the home of the image's user, with write permission."""
     folder = tmp_path / "home"
     folder.mkdir()
     os.chown(folder, USER, USER)

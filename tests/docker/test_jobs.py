@@ -69,7 +69,7 @@ def account(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def command(
     account: Account, folder: Path, *words: str, flow: str = FLOW, **more: str
 ) -> tuple[int, str]:
-    """The exit code and the words of a command of the flow."""
+    """Run a command of the flow, and return its exit code and output."""
     (folder / "flow.py").write_text(flow)
     done = subprocess.run(
         [sys.executable, "flow.py", *words],
@@ -130,7 +130,7 @@ def plain(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def python_of(podman: Podman, image: str) -> str:
-    """The version of the Python of an image, as 3.11."""
+    """Return the version of the Python of an image, such as 3.11."""
     program = "import sys; print('%d.%d' % sys.version_info[:2])"
     return podman.must("run", "--rm", image, "python3", "-c", program).strip()
 

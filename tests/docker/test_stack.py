@@ -58,7 +58,7 @@ if __name__ == "__main__":
 
 
 class Containers:
-    """The services of the stack that are aflow's own, on what stands in for the others."""
+    """The aflow services of the stack, with stand-ins for the other services."""
 
     def __init__(
         self, podman: Podman, repository: Path, folder: Path, places: dict[str, str]
@@ -71,12 +71,12 @@ class Containers:
         self.names: list[str] = []
 
     def settings(self, service: str) -> dict[str, str]:
-        """The environment of a service, as the stack has it, but for where the others are."""
+        """Return the environment of a service in the stack, with the addresses of the stand-ins."""
         found = dict(self._services[service]["environment"])
         return found | {key: value for key, value in self._places.items() if key in found}
 
     def start(self, service: str, *words: str, **more: str) -> str:
-        """A container of this service; the image has the target's settings built in."""
+        """Start a container of this service; the image has the target's settings built in."""
         image = f"{IMAGE}-{service}"
         if not self._podman.has(image):
             target = self._services[service]["build"]["target"]
@@ -102,7 +102,7 @@ class Containers:
         return self.start("metadata-service", *words, "--port", str(port), AFLOW_HEALTH_URL=url)
 
     def until_well(self, name: str) -> None:
-        """Wait until the health check of the container says so."""
+        """Wait until the health check of the container succeeds."""
         wait_until(
             lambda: self._podman("healthcheck", "run", name).returncode == 0,
             lambda: f"{name} is not well:\n{self.said(name)}",
@@ -110,12 +110,12 @@ class Containers:
         )
 
     def said(self, name: str) -> str:
-        """What the container has written."""
+        """Return the output of the container."""
         done = self._podman("logs", name)
         return done.stdout + done.stderr
 
     def stop(self, name: str) -> int:
-        """SIGTERM, as when the stack is taken down; the exit code."""
+        """Send SIGTERM, as when the stack is stopped, and return the exit code."""
         self._podman.must("stop", "--time", "45", name)
         reported = self._podman.must("inspect", "--format", "{{.State.ExitCode}}", name)
         return int(reported)
@@ -129,7 +129,7 @@ class Containers:
 
 @pytest.fixture
 def redis_with_password(tmp_path: Path) -> Iterator[str]:
-    """The address of a queue that wants the password of the stack."""
+    """The URL of a queue that requires the password of the stack."""
     password = secrets()["REDIS_PASSWORD"]
     server = redis_server(tmp_path, "--requirepass", password)
     yield f"redis://:{password}@127.0.0.1:{server.port}/0"
@@ -145,7 +145,7 @@ def containers(
     s3_bucket: S3Bucket,
     tmp_path: Path,
 ) -> Iterator[Containers]:
-    """No container yet."""
+    """The stack without running containers."""
     with new_database(postgres_server) as database:
         places = {
             "AFLOW_DATASTORE_SYSROOT_S3": f"s3://{s3_bucket.name}/runs",
@@ -205,7 +205,7 @@ def test_a_server_and_two_workers_in_containers_run_a_flow_that_is_sent(
 
 
 def aflow(*words: object, **env: str) -> subprocess.CompletedProcess[str]:
-    """The command on this machine."""
+    """Run the command on this machine."""
     return subprocess.run(
         [sys.executable, "-m", "aflow", *map(str, words)],
         env=os.environ | env,

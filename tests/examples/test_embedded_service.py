@@ -22,7 +22,7 @@ FOR_EVER = 10**12  # samples
 
 @asynccontextmanager
 async def serving(example: Path, folder: Path) -> AsyncIterator[ClientSession]:
-    """The service, started in the folder; left, it is stopped by Ctrl-C, and ends well."""
+    """Run the service in the folder; at the end it is stopped by Ctrl-C, and must succeed."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-u", example, "--port", "0"),
         cwd=folder,
@@ -50,7 +50,7 @@ def example(repository: Path) -> Path:
 
 
 async def begin(service: ClientSession, samples: Any) -> str:
-    """Begin a run; its id."""
+    """Start a run, and return its id."""
     async with service.post("/runs", json={"samples": samples}) as answer:
         assert 202 == answer.status, await answer.text()
         run: str = (await answer.json())["run"]

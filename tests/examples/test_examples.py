@@ -26,7 +26,7 @@ def python(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]
 
 
 def flows_in(document: Path) -> list[str]:
-    """The flows that a document shows: blocks of Python with steps."""
+    """Return the flows in a document: code blocks of Python with steps."""
     return [each for each in PYTHON_IN_TEXT.findall(document.read_text()) if "@step" in each]
 
 

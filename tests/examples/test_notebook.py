@@ -41,7 +41,7 @@ class BadFlow(FlowSpec):
 
 @pytest.fixture
 def notebook(repository: Path) -> Any:
-    """The notebook as it is in the repository."""
+    """The notebook of the repository."""
     return nbformat.read(repository / "examples" / "notebooks" / "runs.ipynb", as_version=4)
 
 
@@ -49,7 +49,7 @@ def notebook(repository: Path) -> Any:
 def settings(
     tmp_path: Path, s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[dict[str, str]]:
-    """Those of a stack: a bucket, and a service that wants a key."""
+    """The settings of a stack: a bucket, and a service that requires a key."""
     service = InThread(f"sqlite:///{tmp_path}/service.db", [KEY])
     home = tmp_path / "home"
     home.mkdir()

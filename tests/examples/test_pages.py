@@ -70,7 +70,7 @@ SERVES = ("aflow server", "aflow worker", "aflow metadata-service", "python flow
 
 
 def commands_of(page: Path) -> list[str]:
-    """The commands in fenced and in indented blocks, as they stand there, comments left out."""
+    """Return the commands in fenced and indented blocks, without comments."""
     found: list[str] = []
     fence: str | None = None
     for line in page.read_text().splitlines():
@@ -87,7 +87,7 @@ def commands_of(page: Path) -> list[str]:
 
 @dataclass
 class Reader:
-    """Who does what a page says, in a folder of their own."""
+    """A user who follows a page, in a separate folder."""
 
     folder: Path
     put_in: dict[str, str]
@@ -95,7 +95,7 @@ class Reader:
     serving: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def do(self, command: str) -> None:
-        """Run one command; it succeeds."""
+        """Run one command, which must succeed."""
         if self.put_in:  # in one go: what is put in may look like what is written
             written = "|".join(map(re.escape, sorted(self.put_in, key=len, reverse=True)))
             command = re.sub(written, lambda found: self.put_in[found[0]], command)
@@ -137,7 +137,7 @@ class Reader:
         self.serving.append(process)
 
     def leave(self) -> None:
-        """Stop what serves."""
+        """Stop the commands that serve."""
         for each in self.serving:
             each.send_signal(signal.SIGINT)
             each.communicate(timeout=60)
@@ -185,7 +185,7 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
 
 
 def pages() -> list[str]:
-    """The names of pages with commands that are run here."""
+    """Return the names of pages with commands that are run here."""
     return [
         each.name
         for each in sorted(DOCS.glob("*.md"))
@@ -257,7 +257,7 @@ def test_commands_are_found_in_fenced_and_in_indented_blocks(tmp_path: Path) -> 
 def test_options_that_a_page_gives_to_commands_are_options_of_these(
     page: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Also on pages whose commands are run elsewhere: nothing is written that is not an option."""
+    """This includes pages whose commands are run elsewhere: every documented option exists."""
     folder = tmp_path_factory.getbasetemp() / "options"
     folder.mkdir(exist_ok=True)
     (folder / "flow.py").write_text(FLOW)
@@ -279,7 +279,7 @@ _helps: dict[tuple[str, ...], str] = {}
 
 
 def _help(folder: Path, words: tuple[str, ...]) -> str:
-    """What the command says of its options, hidden ones left out."""
+    """Return the command's options in its help, without hidden ones."""
     for count in range(len(words), 0, -1):  # words behind the command's name are arguments
         key = words[:count]
         if key not in _helps:

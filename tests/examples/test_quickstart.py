@@ -15,14 +15,14 @@ RUN = "1795402495097141"  # the id of a run in the document
 
 
 class Newcomer:
-    """Who reads the document, in a folder of their own."""
+    """A user who follows the document, in a separate folder."""
 
     def __init__(self, document: str, folder: Path) -> None:
         self.document = document
         self.folder = folder
 
     def block(self, holds: str) -> str:
-        """The Python in the document that holds this."""
+        """Return the Python block in the document that contains this."""
         found: str
         (found,) = [each for each in PYTHON_IN_TEXT.findall(self.document) if holds in each]
         return found
@@ -50,7 +50,7 @@ class Newcomer:
 
 @pytest.fixture
 def newcomer(repository: Path, tmp_path: Path) -> Newcomer:
-    """Somebody with the document, and nothing else."""
+    """A user with the document, and nothing else."""
     return Newcomer((repository / "docs" / "quickstart.md").read_text(), tmp_path)
 
 

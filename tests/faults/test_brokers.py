@@ -24,7 +24,7 @@ SQUARES = squares(TASKS, large_each=10)
 
 
 def until_begun(fleet: Fleet, count: int) -> None:
-    """Wait until so many tasks have begun."""
+    """Wait until this many tasks have started."""
     wait_until(lambda: len(fleet.ledger.begun()) >= count, "tasks do not go on")
 
 
@@ -38,7 +38,7 @@ def redis(tmp_path: Path) -> Iterator[Server]:
 
 
 def on_disk(folder: Path) -> dict[str, str]:
-    """Settings of a datastore that all share."""
+    """Return the settings of a datastore that all machines share."""
     return {"AFLOW_DATASTORE_SYSROOT_LOCAL": str(folder / "store")}
 
 

@@ -56,7 +56,7 @@ def test_a_coordinator_that_slept_too_long_is_fenced_and_takes_nothing_back(
 
 
 class JumpingClock(SystemClock):
-    """The machine's clock, while somebody sets it."""
+    """The machine's clock, which jumps when the test sets it."""
 
     def __init__(self) -> None:
         self.offset = 0.0

@@ -33,7 +33,7 @@ LONGEST = 60.0  # seconds that a run of some milliseconds may take
 
 
 class Sweep:
-    """Runs of the small flow, each in a folder of its own."""
+    """Runs of the small flow, each in a separate folder."""
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self._folder = folder
@@ -42,19 +42,19 @@ class Sweep:
         self.expected: Results | None = None
 
     def undisturbed(self) -> list[str]:
-        """The names of the points that a coordinator passes in an undisturbed run."""
+        """Return the names of the points that a coordinator passes in a run without faults."""
         points = Points()
         self._one("calm", points)
         return points.passed
 
     def one(self, point: int, how: How, dies: bool = True) -> Points:
-        """Die, or fail, at this point."""
+        """Crash, or fail, at this point."""
         points = Points(point, how, dies)
         self._one(f"{next(self._numbers)}-{point}-{how}-{dies}", points, Points())
         return points
 
     def two(self, first: int, second: int, how: How) -> None:
-        """Die at this point, and the next coordinator at that one of its own."""
+        """Crash at this point, and crash the next coordinator at another one."""
         points = Points(first, how), Points(second, how), Points()
         self._one(f"{next(self._numbers)}-{first}-{second}-{how}", *points)
 
@@ -72,7 +72,7 @@ class Sweep:
 
     @staticmethod
     async def _bounded(name: str, driving: Coroutine[Any, Any, None]) -> None:
-        """A run that hangs says so, and where."""
+        """Fail a run that hangs, and report where."""
         task = asyncio.create_task(driving)
         await asyncio.wait([task], timeout=LONGEST)
         if not task.done():
@@ -84,7 +84,7 @@ class Sweep:
 
     @staticmethod
     async def _drive(bench: Bench, patch: pytest.MonkeyPatch, points: list[Points]) -> None:
-        """Coordinators, one after the other, until the run has ended."""
+        """Run coordinators, one after the other, until the run has ended."""
         async with bench.worker():
             while bench.state() is None or bench.state() is RunState.RUNNING:
                 mine = points.pop(0)
@@ -118,7 +118,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
 
 
 def swept(sweep: Sweep, how: How, dies: bool, every: int = 1) -> list[Points]:
-    """All points, or one of `every` so many from one on drawn at random."""
+    """Return all points, or one of `every` consecutive ones from a random start."""
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     assert sweep.undisturbed()

@@ -45,7 +45,7 @@ def test_folders_may_have_any_name_and_there_may_be_no_home(
 
 @contextmanager
 def open_files_limited(most: int) -> Iterator[None]:
-    """Processes that are started meanwhile may open no more files than this at a time."""
+    """Limit the open files of the processes that are started within the block."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     try:

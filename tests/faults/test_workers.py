@@ -57,12 +57,12 @@ class Flow_(FlowSpec):
 
 
 def family(pid: int) -> list[int]:
-    """A process and all that it has started."""
+    """Return a process and all of its descendants."""
     return [pid, *(each for child in children_of(pid) for each in family(child))]
 
 
 def noted(fleet: Fleet, what: str) -> int:
-    """How often steps have said so."""
+    """Return how often steps have recorded this."""
     return sum(each.what == what for each in fleet.ledger.lines())
 
 

@@ -59,7 +59,7 @@ TOTAL = 2 * sum(x * x for x in range(ITEMS))
 
 
 class Left:
-    """A run whose coordinator is killed in its midst."""
+    """A run whose coordinator is killed in the middle."""
 
     def __init__(self, workspace: Workspace, place: Path) -> None:
         self.workspace = workspace
@@ -68,19 +68,20 @@ class Left:
         workspace.write(FLOW.format(place=str(place)))
 
     def begin_and_kill(self, *words: str, started: int) -> None:
-        """Run until so many tasks of `work` have begun and two of them are committed, and kill."""
+        """Run until this many tasks of `work` have started and two of them are committed, then
+        kill."""
         run = self.workspace.start("--no-pylint", "run", "--factor", "2", *words)
         wait_until(lambda: len(self.ran()) >= started and self.finished() >= 2)
         run.kill()
         run.communicate()
 
     def ran(self) -> list[str]:
-        """The tasks that have begun, in the order in which they did."""
+        """Return the tasks that have started, in order."""
         file = self.place / "ran"
         return file.read_text().splitlines() if file.exists() else []
 
     def finished(self) -> int:
-        """How many tasks of `work` are committed."""
+        """Return the number of committed tasks of `work`."""
         if not (self.workspace.path / ".aflow" / "metadata.db").exists():
             return 0
         metadata = self.workspace.metadata
@@ -98,7 +99,7 @@ class Left:
         return f"{found.flow}/{found.run}"
 
     def keep_the_lease(self) -> None:
-        """Let the lease last for an hour more, however long the next command takes to start."""
+        """Extend the lease by an hour, so that a slow start of the next command does not matter."""
         self._move_lease(3600)
 
     def let_time_pass(self) -> None:
@@ -112,17 +113,17 @@ class Left:
         database.close()
 
     def recover(self) -> Ran:
-        """Go on with it."""
+        """Continue the run."""
         return self.workspace.finish(self.workspace.start_aflow("recover", self.run))
 
     def call(self, *words: str) -> str:
-        """What `aflow WORDS` prints."""
+        """Return the output of `aflow WORDS`."""
         ran = self.workspace.finish(self.workspace.start_aflow(*words))
         assert 0 == ran.code, ran.err
         return ran.out
 
     def check(self, ran: Ran) -> None:
-        """It has ended as if nothing had been."""
+        """Check that the run has finished as if nothing had happened."""
         assert 0 == ran.code, ran.out + ran.err
         client.metadata(f"local@{self.workspace.path}")
         client.namespace(None)
@@ -138,7 +139,7 @@ def left(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Left
 
 
 def attempts_of(left: Left) -> Counter[AttemptState]:
-    """The states of all attempts of the step `work`."""
+    """Return the states of all attempts of the step `work`."""
     metadata = left.workspace.metadata
     run = metadata.runs("Flow_")[0]
     tasks = [each.task.task for each in metadata.tasks(run.key, step="work")]

@@ -125,7 +125,7 @@ def flow(workspace: Workspace) -> Workspace:
 
 
 def printed(ran: Ran) -> list[str]:
-    """What steps themselves have printed."""
+    """Return the output of the steps."""
     return [line for line in ran.lines if " runs" in line]
 
 
@@ -139,7 +139,7 @@ def change_helper(workspace: Workspace, old: str, new: str) -> None:
 
 
 def runs(workspace: Workspace) -> list[client.Run]:
-    """The runs of the flow, newest first."""
+    """Return the runs of the flow, newest first."""
     client.metadata(f"local@{workspace.path}")
     client.namespace(None)
     return [*client.Flow("Flow_")]
@@ -181,7 +181,7 @@ def test_nothing_is_run_again_when_nothing_has_changed(flow: Workspace) -> None:
 
 
 def tasks(run: client.Run) -> list[client.Task]:
-    """All tasks of a run."""
+    """Return all tasks of a run."""
     return [task for step in run for task in step]
 
 

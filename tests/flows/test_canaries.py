@@ -48,13 +48,13 @@ class Flow_(FlowSpec):
 
 
 def kept(folder: Path) -> dict[str, bytes]:
-    """All that is in a folder, unpacked where it is packed."""
+    """Return the contents of all files in a folder, with archives unpacked."""
     files = (each for each in folder.rglob("*") if each.is_file())
     return {str(path.relative_to(folder)): unpacked(path.read_bytes()) for path in files}
 
 
 def unpacked(data: bytes) -> bytes:
-    """The data, and behind it all that is packed in it."""
+    """Return the data, followed by everything that is packed in it."""
     whole, at = data, data.find(zstandard.FRAME_HEADER)
     while at >= 0:
         try:
@@ -66,7 +66,7 @@ def unpacked(data: bytes) -> bytes:
 
 
 def tables(url: str, schema: str) -> bytes:
-    """All that is in the tables of a schema, unpacked where it is packed."""
+    """Return the contents of all tables of a schema, with archives unpacked."""
     found = []
     with psycopg.connect(url) as connection:
         names = connection.execute(

@@ -68,7 +68,7 @@ class Flow_(FlowSpec):
 
 @pytest.fixture
 def ran(workspace: Workspace) -> Workspace:
-    """A workspace with a run that has left cards."""
+    """A workspace with a run that has created cards."""
     workspace.write(FLOW)
     first = workspace.run()
     assert 0 == first.code, first.err

@@ -54,7 +54,7 @@ _started: list[subprocess.Popen[str]] = []
 
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
-    """A test that fails leaves no command behind."""
+    """Stop the commands that a failed test has left."""
     yield
     while _started:
         with _started.pop() as process:
@@ -73,7 +73,7 @@ def nodes(
 
 
 class Kept:
-    """A command that keeps workers in a cluster, and what it has said so far."""
+    """A command that keeps workers in a cluster, and its output so far."""
 
     def __init__(self, workspace: Workspace, *words: str) -> None:
         self.process = workspace.start_aflow("workers", *words)
@@ -89,11 +89,11 @@ class Kept:
             self.lines.append(line)
 
     def until(self, words: str, count: int = 1) -> None:
-        """Wait until it has said this, so many times."""
+        """Wait until the output contains this, this many times."""
         wait_until(lambda: "".join(self.lines).count(words) >= count, lambda: self.lines)
 
     def end(self) -> tuple[int, str]:
-        """Wait for its end: the exit code, and what it has said."""
+        """Wait for the command, and return its exit code and output."""
         code = self.process.wait(90)
         self._reader.join(90)
         assert self.process.stderr is not None
@@ -103,7 +103,7 @@ class Kept:
 
 
 def workers_of(folder: Path) -> list[str]:
-    """The command lines of workers that have the folder's name as a label."""
+    """Return the command lines of workers that have the folder's name as a label."""
     found = []
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         try:

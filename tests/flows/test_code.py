@@ -44,7 +44,7 @@ def flow(workspace: Workspace) -> Workspace:
 
 
 def aflow(workspace: Workspace, *words: str) -> Ran:
-    """A command that goes well."""
+    """Run a command, which must succeed."""
     ran = workspace.finish(workspace.start_aflow(*words))
     assert 0 == ran.code, ran.err
     return ran

@@ -368,7 +368,7 @@ def test_a_task_that_takes_long_is_seen_to_run(workspace: Workspace) -> None:
 
 
 def sight_of(workspace: Workspace, text: str) -> bool:
-    """Whether `aflow status` comes to show this."""
+    """Return whether `aflow status` eventually shows this."""
     return wait_until(lambda: text in program(workspace, "status").out)
 
 

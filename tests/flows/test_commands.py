@@ -83,7 +83,7 @@ def flow(workspace: Workspace) -> Workspace:
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, str]:
-    """The same after a run, and the run's id, for tests that only look at it."""
+    """The workspace after a run, and the run's id, for tests that only read it."""
     workspace = Workspace(tmp_path_factory.mktemp("ran"))
     workspace.write(FLOW)
     return workspace, run_id(workspace.run())

@@ -93,7 +93,7 @@ def program(workspace: Workspace, *words: str, **env: str) -> Ran:
 
 
 def write(workspace: Workspace, leave_out: str = " S3 as _S3, card,") -> None:
-    """Write their file, without names that need the cloud."""
+    """Write the file of Metaflow, without names that need the cloud."""
     source = THEIRS
     for word in leave_out.split(","):
         source = source.replace(f"{word},", "") if word.strip() else source
@@ -385,7 +385,7 @@ def test_what_helpers_of_tests_import_is_there_and_commands_answer_in_metaflows_
 
 
 def in_fresh_python(code: str, cwd: Path | None = None) -> str:
-    """What a fresh interpreter prints that runs the code."""
+    """Return the output of a new interpreter that runs the code."""
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=cwd,

@@ -48,7 +48,7 @@ def configure(workspace: Workspace, *words: str, answers: str = "", **env: str) 
 
 
 def settings(workspace: Workspace, name: str = "config.json") -> dict[str, str]:
-    """What the user's file says."""
+    """Return the content of the user's file."""
     file = workspace.path / ".aflowconfig" / name
     assert 0o600 == file.stat().st_mode & 0o777
     found: dict[str, str] = json.loads(file.read_text())

@@ -21,7 +21,7 @@ __all__ = ["flow"]  # a fixture
 
 
 def children() -> set[str]:
-    """The processes that this one has started and not waited for."""
+    """Return the child processes of this one that were not waited for."""
     listed = (each.read_text() for each in Path("/proc/self/task").glob("*/children"))
     return {child for line in listed for child in line.split()}
 

@@ -105,7 +105,7 @@ def write(workspace: Workspace) -> Workspace:
 
 
 def flow_with(decorators: str, body: str = "self.own = 'step'", head: str = "") -> str:
-    """A flow whose start has these decorators."""
+    """Return a flow whose start step has these decorators."""
     return f"""
 import custom
 from custom import *

@@ -147,7 +147,7 @@ def test_a_step_that_cannot_be_debugged_is_named(
 
 
 class AtTerminal:
-    """A program at a terminal, and somebody who types."""
+    """A program on a terminal, with methods to type."""
 
     def __init__(self, workspace: Workspace, *words: str) -> None:
         self.fd, side = pty.openpty()
@@ -176,7 +176,7 @@ class AtTerminal:
                 self._come.notify_all()
 
     def wait_for(self, text: str) -> None:
-        """Wait until this is shown, and forget what stood before it."""
+        """Wait until this is displayed, and drop the output before it."""
         with self._come:
             assert self._come.wait_for(lambda: text in self.shown, PATIENCE), self.shown
             self.shown = self.shown.partition(text)[2]

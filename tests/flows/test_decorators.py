@@ -11,7 +11,7 @@ from tests.flows.conftest import Workspace
 
 
 def one_step(body: str, decorators: str = "") -> str:
-    """A flow whose step `start` has this body."""
+    """Return a flow whose step `start` has this body."""
     lines = "\n".join(f"        {line}" for line in body.strip().splitlines())
     marks = "\n".join(f"    {line}" for line in decorators.strip().splitlines())
     return f"""
@@ -126,7 +126,7 @@ def test_resources_do_not_hinder_a_local_run(workspace: Workspace) -> None:
 
 
 def states(tasks: list[TaskView]) -> list[str]:
-    """How the tasks' latest attempts ended."""
+    """Return the states of the tasks' latest attempts."""
     return [each.attempt.state.value if each.attempt else "none" for each in tasks]
 
 

@@ -30,7 +30,7 @@ FAULTS = {
 
 
 def lines_of(ran: Ran) -> list[str]:
-    """What was said on stderr."""
+    """Return the lines on stderr."""
     return ran.err.splitlines()
 
 

@@ -26,7 +26,7 @@ HERE = f"doctor-{os.getpid()}"
 
 @pytest.fixture(scope="module")
 def account(s3_server: Server) -> dict[str, str]:
-    """Settings of which all is there, by key without prefix; the environment is beside them."""
+    """Settings whose resources all exist, by key without prefix; the environment is set as well."""
     account = Account(s3_server)
     account.client("s3").create_bucket(Bucket=HERE)
     log = f"/aws/vendedlogs/states/{HERE}"
@@ -72,7 +72,7 @@ def aflow(workspace: Workspace, *words: str, answers: str = "", **env: str) -> R
 
 
 def doctor(workspace: Workspace, values: dict[str, Any], code: int, **env: str) -> dict[str, str]:
-    """What is found with these settings in the file of the user: "state: sentences" by name."""
+    """Return the findings with these settings in the user's file: "state: sentences" by name."""
     home = workspace.path / "home"
     home.mkdir(exist_ok=True)
     whole = {f"METAFLOW_{key}": value for key, value in values.items()}

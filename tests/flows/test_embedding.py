@@ -30,7 +30,7 @@ __all__ = ["flow"]  # a fixture
 
 
 def states(folder: Path) -> list[RunState]:
-    """The states of all runs that are recorded in the folder, the latest first."""
+    """Return the states of all recorded runs in the folder, the latest first."""
     metadata = SqliteMetadata(folder / "metadata.db", read_only=True)
     try:
         return [each.state for each in metadata.runs("EmbeddedFlow")]
@@ -181,7 +181,7 @@ async def test_listeners_come_and_go_and_each_hears_everything_meanwhile(
 
 
 def traces() -> dict[str, Any]:
-    """What a guest could leave in its host's process."""
+    """Return the traces that an embedded coordinator could leave in its host's process."""
     return {
         "descriptors": len(os.listdir("/proc/self/fd")),
         "children": Path(f"/proc/self/task/{os.getpid()}/children").read_text(),
@@ -216,13 +216,13 @@ async def test_nothing_is_left_in_the_program_and_its_signals_are_its_own(
 
 
 class _Noting:
-    """Notes in which threads the methods of a backend are called."""
+    """Records in which threads the methods of a backend are called."""
 
     def __init__(self) -> None:
         self.seen: dict[str, set[int]] = {}
 
     def of(self, backend: Any) -> Any:
-        """The backend, every call of which is noted."""
+        """Return the backend with all of its calls recorded."""
         seen = self.seen
 
         class Noted(type(backend)):  # type: ignore[misc]
@@ -379,7 +379,7 @@ if __name__ == "__main__":
 
 
 def forking(folder: Path, secs: float) -> tuple[subprocess.Popen[str], int]:
-    """A program that has forked a helper while a run goes on, and the helper."""
+    """A program that has forked a helper during a run, and the helper."""
     (folder / "program.py").write_text(FORKS)
     program = subprocess.Popen(
         [sys.executable, "program.py", str(secs)], cwd=folder, stdout=subprocess.PIPE, text=True

@@ -39,7 +39,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The environments of all tests here that need none of their own."""
+    """The cache of environments that these tests share."""
     return tmp_path_factory.mktemp("environments")
 
 
@@ -243,7 +243,7 @@ class Flow_(FlowSpec):
 
 
 def explained(workspace: Workspace) -> str:
-    """What `explain` says of the latest run."""
+    """Return the output of `explain` for the latest run."""
     run = latest(workspace)
     return workspace.finish(workspace.start("--no-pylint", "explain", f"Flow_/{run}")).out
 
@@ -323,7 +323,7 @@ class Flow_(FlowSpec):
 
 
 def locks_of(workspace: Workspace) -> str:
-    """The locks that are recorded with the latest run."""
+    """Return the locks that are recorded with the latest run."""
     from aflow.environments.record import recorded_locks
     from aflow.storage.factory import open_store
 

@@ -217,7 +217,7 @@ def test_a_killed_coordinator_leaves_no_process_behind(workspace: Workspace) -> 
 
 
 def wait_for(process: subprocess.Popen[str], text: str) -> None:
-    """Read what a run prints until the text comes."""
+    """Read the output of a run until it contains the text."""
     assert process.stdout is not None
     for line in process.stdout:
         if text in line:

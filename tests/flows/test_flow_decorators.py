@@ -34,7 +34,7 @@ class Flow_(FlowSpec):
 
 @pytest.fixture
 def demo(workspace: Workspace) -> Workspace:
-    """A flow with all decorators that say something about a run."""
+    """A flow with all decorators that describe a run."""
     workspace.write(PROJECT)
     return workspace
 

@@ -49,7 +49,7 @@ def run(workspace: Workspace, decorator: str, *args: str) -> Ran:
 
 
 def data(workspace: Workspace) -> client.TaskData:
-    """What the latest run has left."""
+    """Return the artifacts of the latest run."""
     client.metadata(f"local@{workspace.path}")
     client.namespace(None)
     latest = client.Flow("Flow_").latest_run

@@ -78,14 +78,14 @@ def gc(workspace: Workspace, *args: str) -> Ran:
 
 
 def runs(workspace: Workspace) -> list[client.Run]:
-    """All runs, newest first."""
+    """Return all runs, newest first."""
     client.metadata(f"local@{workspace.path}")
     client.namespace(None)
     return [run for flow in client.Metaflow() for run in flow]
 
 
 def objects(workspace: Workspace) -> set[Path]:
-    """All objects of the store."""
+    """Return all objects of the store."""
     root = workspace.path / ".aflow"
     folders = ("blobs", "logs", "cards")
     return {path for folder in folders for path in (root / folder).rglob("*") if path.is_file()}
@@ -97,7 +97,7 @@ def run(workspace: Workspace, *args: str) -> Ran:
 
 
 def everything_can_be_read(of: client.Run) -> None:
-    """Every artifact of the run is whole."""
+    """Check that every artifact of the run can be read."""
     for step in of:
         for task in step:
             for artifact in task:
@@ -225,7 +225,7 @@ def test_where_nothing_has_run_there_is_nothing_to_delete(workspace: Workspace) 
 
 
 def changed(manifest: bytes, key: str, value: object) -> bytes:
-    """A manifest with another value in it."""
+    """Return a manifest with another value in it."""
     reported = msgpack.unpackb(manifest, strict_map_key=False)
     packed: bytes = msgpack.packb({**reported, key: value})
     return packed

@@ -49,7 +49,7 @@ UNTIL_ENOUGH = SQUARES.replace(
 
 
 class Log:
-    """What a run prints, which is read meanwhile."""
+    """The output of a run, which is read in the background."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
@@ -66,13 +66,13 @@ class Log:
                 self.begun.add(int(found[1]))
 
     def text(self) -> str:
-        """All of it, when the run has ended."""
+        """Return the complete output after the end of the run."""
         self._reader.join()
         return "".join(self.lines)
 
 
 def descendants_of(pid: int) -> set[int]:
-    """The processes that a process has started, those that these have started, and so on."""
+    """Return all descendants of a process."""
     children = children_of(pid)
     return {*children}.union(*map(descendants_of, children))
 

@@ -69,7 +69,8 @@ for cell in ({CELL!r} + "LAST", "import aflow; INNER"):
 
 
 def notebook(workspace: Workspace, last: str, inner: str = "None") -> str:
-    """What a notebook prints whose first cell ends with `last`, and whose second is `inner`."""
+    """Return the output of a notebook whose first cell ends with `last`, and whose second is
+    `inner`."""
     pytest.importorskip("IPython", reason="there is no notebook without IPython")
     script = NOTEBOOK.replace("LAST", last).replace("INNER", inner)
     result = subprocess.run(

@@ -131,7 +131,7 @@ class Workers:
         self.processes: list[subprocess.Popen[str]] = []
 
     def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
-        """Start one, in a folder that knows nothing of the flow, and wait until it takes tasks."""
+        """Start a worker in a folder without the flow, and wait until it takes tasks."""
         command = [sys.executable, "-m", "aflow", "worker", "--queue", self.url, "--lease", "2"]
         process = subprocess.Popen(
             [*command, *words],
@@ -147,16 +147,16 @@ class Workers:
         return process
 
     def run(self, *words: str, **env: str) -> Ran:
-        """Run the flow on them."""
+        """Run the flow on the workers."""
         return self.workspace.finish(self.begin(*words, **env))
 
     def begin(self, *words: str, **env: str) -> subprocess.Popen[str]:
-        """Start a run and do not wait."""
+        """Start a run without waiting."""
         queue = ("--executor", "queue", "--queue", self.url)
         return self.workspace.start("--no-pylint", "run", *queue, *words, **env)
 
     def close(self) -> None:
-        """End all of them; nothing of them may be left."""
+        """Stop all workers, and check that nothing is left of them."""
         for process in self.processes:
             process.send_signal(signal.SIGTERM)
         for process in self.processes:
@@ -166,7 +166,7 @@ class Workers:
 
 @pytest.fixture
 def workers(workspace: Workspace) -> Iterator[Workers]:
-    """A workspace with a flow and a helper module, and no worker yet."""
+    """A workspace with a flow and a helper module, without running workers."""
     workspace.write(FLOW)
     (workspace.path / "helpers.py").write_text("def square(x):\n    return x * x\n")
     made = Workers(workspace)
@@ -175,7 +175,7 @@ def workers(workspace: Workspace) -> Iterator[Workers]:
 
 
 def latest(workers: Workers) -> client.Run:
-    """The latest run, as the client reads it."""
+    """Return the latest run, as the client reads it."""
     client.metadata(f"local@{workers.workspace.path}")
     client.namespace(None)
     run = client.Flow("Flow_").latest_run
@@ -184,7 +184,7 @@ def latest(workers: Workers) -> client.Run:
 
 
 def assert_ended_well(workers: Workers, ran: Ran, n: int = 8) -> None:
-    """The run has the same artifacts as one on this machine alone."""
+    """Assert that the run has the same artifacts as a local run."""
     assert 0 == ran.code, ran.out + ran.err
     run = latest(workers)
     assert [each * each + 102_400 for each in range(n)] == run.data.ys
@@ -331,7 +331,7 @@ def square(x):
 
 
 def wait_for(path: Path) -> None:
-    """Wait until a file is there."""
+    """Wait until a file exists."""
     import select
 
     for _ in range(3000):

@@ -39,7 +39,7 @@ class Flow_(FlowSpec):
 
 @pytest.fixture
 def failed(workspace: Workspace) -> Workspace:
-    """A workspace with a run, named origin by the tests, that failed, and the cause mended."""
+    """A workspace with a failed run, which the tests name origin, whose cause is fixed."""
     workspace.write(FLOW)
     assert 1 == workspace.run("--run-id-file", "origin").code
     (workspace.path / "mended").touch()
@@ -57,7 +57,7 @@ def resume(workspace: Workspace, *args: str) -> Ran:
 
 
 def shared(workspace: Workspace) -> client.Run:
-    """The run that all mean; there is no other beside its origin."""
+    """Return the run that all callers share; it is the only one besides its origin."""
     client.metadata(f"local@{workspace.path}")
     client.namespace(None)
     runs: list[client.Run] = [*client.Flow("Flow_")]
@@ -105,7 +105,7 @@ def test_a_run_that_failed_fails_all_who_waited(failed: Workspace) -> None:
 
 
 def half(workspace: Workspace) -> None:
-    """Record the shared run as one whose process died before it had taken anything over."""
+    """Record the shared run as if its process had crashed before it took anything over."""
     metadata = SqliteMetadata(Path(workspace.path) / ".aflow" / "metadata.db")
     origin = metadata.runs("Flow_")[0]
     left: RunRecord = origin._replace(run="shared", state=RunState.RUNNING, finished_at=None)

@@ -206,7 +206,7 @@ def test_a_group_of_the_kernel_bounds_all_processes_of_a_task_where_one_may_be_m
 def test_groups_of_version_2_are_those_that_were_delegated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the names of files in a folder: no kernel with version 2 was in this test."""
+    """This uses files in a folder: no kernel with version 2 was available for this test."""
     home = tmp_path / "service"
     home.mkdir()
     (home / "cgroup.controllers").write_text("cpu memory")

@@ -43,7 +43,7 @@ class Flow_(FlowSpec):
 
 @pytest.fixture
 def failed(workspace: Workspace) -> Workspace:
-    """A workspace with a run that failed in its last foreach task, and the cause mended."""
+    """A workspace with a run that failed in its last foreach task, whose cause is fixed."""
     workspace.write(FAILS_ONCE)
     assert 1 == workspace.run("--alpha", "0.7").code
     (workspace.path / "mended").touch()
@@ -56,7 +56,7 @@ def resume(workspace: Workspace, *args: str) -> Ran:
 
 
 def newest(workspace: Workspace, count: int = 1) -> list[client.Run]:
-    """The latest runs of the flow, newest first."""
+    """Return the latest runs of the flow, newest first."""
     client.metadata(f"local@{workspace.path}")
     client.namespace(None)
     return [*client.Flow("Flow_")][:count]

@@ -46,7 +46,7 @@ def file(workspace: Workspace) -> Path:
 
 
 def runner(file: Path, **options: Any) -> Runner:
-    """A runner that is quick and quiet."""
+    """A Runner without checks and output."""
     quick: dict[str, Any] = {"show_output": False, "pylint": False, "cwd": file.parent}
     return Runner(str(file), **quick | options)
 

@@ -67,7 +67,7 @@ def test_a_flow_keeps_data_of_its_run_in_s3(workspace: Workspace, s3_bucket: S3B
 
 
 def after(run: client.Run, root: str) -> None:
-    """The same data, from outside of the flow."""
+    """Return the same data, read from outside the flow."""
 
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("AFLOW_DATATOOLS_S3ROOT", raising=False)

@@ -77,7 +77,7 @@ BAD_WEATHER = {
 
 @pytest.fixture
 def proxy(s3_bucket: S3Bucket) -> Iterator[FaultyProxy]:
-    """A proxy before the bucket."""
+    """A proxy in front of the bucket."""
     with FaultyProxy(s3_bucket.endpoint, seed=11) as proxy:
         yield proxy
 
@@ -86,7 +86,7 @@ def proxy(s3_bucket: S3Bucket) -> Iterator[FaultyProxy]:
 def flow(
     workspace: Workspace, s3_bucket: S3Bucket, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> Workspace:
-    """A workspace whose settings name the bucket, by way of the proxy."""
+    """A workspace whose settings name the bucket behind the proxy."""
     monkeypatch.setenv("AFLOW_DATASTORE_SYSROOT_S3", f"s3://{s3_bucket.name}/team")
     monkeypatch.setenv("AFLOW_S3_ENDPOINT_URL", proxy.url)
     monkeypatch.setenv("AFLOW_CLIENT_CACHE_PATH", str(workspace.path / "cache"))

@@ -86,7 +86,7 @@ def test_nothing_is_deleted_of_a_bucket_that_others_may_use(
 
 
 def gc(flow: Workspace, *words: str) -> Ran:
-    """`aflow gc`."""
+    """Run `aflow gc`."""
     return flow.finish(flow.start_aflow("gc", *words))
 
 

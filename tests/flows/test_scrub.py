@@ -34,7 +34,7 @@ class Flow_(FlowSpec):
 
 @pytest.fixture
 def run(workspace: Workspace) -> str:
-    """A run whose tasks have printed secrets; its id."""
+    """Run a flow whose tasks print secrets, and return the run's id."""
     workspace.write(FLOW)
     ran = workspace.run("--run-id-file", "id")
     assert 0 == ran.code, ran.err
@@ -42,19 +42,19 @@ def run(workspace: Workspace) -> str:
 
 
 def scrub(workspace: Workspace, *words: str) -> Ran:
-    """`logs scrub` that goes well."""
+    """Run `logs scrub`, which must succeed."""
     ran = workspace.finish(workspace.start("logs", "scrub", *words))
     assert 0 == ran.code, ran.err
     return ran
 
 
 def shown(workspace: Workspace, *words: str) -> str:
-    """What `logs` shows."""
+    """Return the output of `logs`."""
     return workspace.finish(workspace.start("logs", *words)).out
 
 
 def files_with(folder: Path, text: bytes) -> list[str]:
-    """The files of the datastore that hold the text, packed or not; code is not looked at."""
+    """Return the files of the datastore that contain the text, compressed or not, except code."""
     return [
         str(path)
         for path in (folder / ".aflow").rglob("*")

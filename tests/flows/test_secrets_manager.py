@@ -25,7 +25,7 @@ _numbers = itertools.count()
 
 @pytest.fixture
 def account(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Account:
-    """An account, and this process as one of its users."""
+    """An account, with its user's settings in this process."""
     account = Account(s3_server)
     for name, value in account.environment.items():
         monkeypatch.setenv(name, value)
@@ -34,7 +34,7 @@ def account(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Account:
 
 @pytest.fixture
 def name() -> str:
-    """A name that no other secret has."""
+    """A unique name for a secret."""
     return f"team/db-{os.getpid()}-{next(_numbers)}"
 
 
@@ -199,7 +199,7 @@ def run(workspace: Workspace, sources: str, role: str | None = None, **env: str)
 
 @pytest.fixture
 def kept(account: Account, name: str) -> str:
-    """A secret with user and password; its ARN."""
+    """The ARN of a secret with user and password."""
     return account.secret(name, f'{{"DB_USER": "ann", "DB_PASSWORD": "{PASSWORD}"}}')
 
 

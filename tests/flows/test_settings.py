@@ -41,7 +41,7 @@ class Flow_(FlowSpec):
 
 
 class Seen(NamedTuple):
-    """What a run and a deployment with the settings have left."""
+    """The results of a run and a deployment with the settings."""
 
     keys: list[str]  # of the bucket
     runs: str  # that the service at the address tells of
@@ -50,7 +50,7 @@ class Seen(NamedTuple):
     target: dict[str, Any]  # of the rule that starts the flow
 
     def variable(self, name: str) -> str:
-        """A variable of the jobs."""
+        """Return a variable of the jobs."""
         found = {each["name"]: each["value"] for each in self.definition["environment"]}
         return str(found[name])
 
@@ -92,7 +92,7 @@ def service(tmp_path: Path) -> Iterator[InThread]:
 
 
 def values(bucket: str, queue: str, service: str) -> dict[str, str]:
-    """The configuration, its values those of an account of its own."""
+    """The configuration with the values of a separate account."""
     role = f"arn:aws:iam::{ID}:role/{bucket}"
     return {
         "BATCH_CONTAINER_IMAGE": f"{ID}.dkr.ecr.{REGION}.amazonaws.com/{bucket}:latest",
@@ -111,7 +111,7 @@ def values(bucket: str, queue: str, service: str) -> dict[str, str]:
 
 
 def in_place(place: str, folder: Path, given: dict[str, str]) -> dict[str, str]:
-    """Put the settings in this place; the environment that goes with it."""
+    """Write the settings to this place, and return the environment to use them."""
     folder.mkdir()
     if place == "environment":
         return {"AFLOW_HOME": str(folder), **{f"METAFLOW_{k}": v for k, v in given.items()}}
@@ -125,7 +125,7 @@ def in_place(place: str, folder: Path, given: dict[str, str]) -> dict[str, str]:
 
 
 def seen(workspace: Workspace, account: Account, bucket: str, env: dict[str, str]) -> Seen:
-    """Run the flow, deploy it, and look."""
+    """Run and deploy the flow, and return the results."""
 
     def well(*words: str) -> Ran:
         ran = workspace.finish(workspace.start_aflow(*words, **account.environment, **env))

@@ -55,19 +55,19 @@ def spin(workspace: Workspace, *args: str) -> Ran:
 
 
 def printed(ran: Ran) -> list[str]:
-    """What steps have printed."""
+    """Return the output of the steps."""
     return [line for line in ran.lines if line.startswith(("work", "join", "end"))]
 
 
 def flow(workspace: Workspace) -> client.Flow:
-    """The flow for the client."""
+    """Return the flow as the client reads it."""
     client.metadata(f"local@{workspace.path}")
     client.namespace(None)
     return client.Flow("Flow_")
 
 
 def latest(workspace: Workspace) -> str:
-    """The id of the latest run."""
+    """Return the id of the latest run."""
     run = flow(workspace).latest_run
     assert run is not None
     return run.id
@@ -93,7 +93,7 @@ def test_the_first_step_is_spun_with_the_parameters_of_its_run(ran: Workspace) -
 
 
 def run_of(spun: Ran) -> str:
-    """The id of the run that a spin has made."""
+    """Return the id of the run that a spin has created."""
     return spun.out.split("run-id ")[1].split(")")[0]
 
 
@@ -191,7 +191,7 @@ def test_without_persist_nothing_is_stored_of_what_the_step_leaves(
 
 
 def stored(workspace: Workspace) -> list[str]:
-    """The blobs that are in the store."""
+    """Return the blobs in the store."""
     return sorted(path.name for path in workspace.path.glob(".aflow/blobs/*/*"))
 
 

@@ -53,7 +53,7 @@ class Flow_(FlowSpec):
 
 
 class Terminal:
-    """A program on a terminal of its own, and the terminal's screen with what scrolled away."""
+    """A program on a separate terminal, and the terminal's screen including the scrollback."""
 
     def __init__(self, workspace: Workspace, *words: str, columns: int = 100, **env: str) -> None:
         self._ours, theirs = os.openpty()
@@ -74,7 +74,7 @@ class Terminal:
         os.close(theirs)
 
     def resize(self, columns: int) -> None:
-        """Let the terminal be so wide."""
+        """Set the width of the terminal."""
         fcntl.ioctl(self._ours, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
         self.screen.resize(30, columns)
 
@@ -83,7 +83,7 @@ class Terminal:
         os.write(self._ours, keys)
 
     def read(self) -> bool:
-        """Take in what comes next; False at the end."""
+        """Read the next output; False at the end."""
         assert select.select([self._ours], [], [], PATIENCE)[0], self.rows()
         try:
             data = os.read(self._ours, 1 << 16)
@@ -94,7 +94,7 @@ class Terminal:
         return bool(data)
 
     def until(self, is_there: Callable[[list[str]], bool]) -> list[str]:
-        """Read until the rows are so; these rows."""
+        """Read until the rows satisfy a condition, and return them."""
         give_up_at = time.monotonic() + PATIENCE
         while not is_there(self.rows()):
             assert self.read(), self.rows()
@@ -102,23 +102,23 @@ class Terminal:
         return self.rows()
 
     def end(self) -> tuple[int, list[str]]:
-        """Read to the end: the exit code, and all rows."""
+        """Read to the end, and return the exit code and all rows."""
         while self.read():
             continue
         return self.process.wait(PATIENCE), self.rows()
 
     def rows(self) -> list[str]:
-        """All rows that are not empty, also those that have scrolled away."""
+        """Return all non-empty rows, including the scrollback."""
         width = self.screen.columns
         above = ["".join(row[n].data for n in range(width)) for row in self.screen.history.top]
         return [row.rstrip() for row in (*above, *self.screen.display) if row.strip()]
 
     def lines(self) -> list[str]:
-        """All lines that were written, without what moves the cursor or colours."""
+        """Return all written lines, without control sequences."""
         return re.sub(r"\x1b\[[\d;]*[A-Za-z]", "", self.bytes.decode()).splitlines()
 
     def close(self) -> None:
-        """End the program, if it still runs."""
+        """Stop the program if it is still running."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGKILL)
             self.process.wait(PATIENCE)
@@ -126,7 +126,7 @@ class Terminal:
 
 
 def _have_terminal(number: int) -> None:
-    """Make the terminal the controlling one, so that Ctrl-C is a signal."""
+    """Make this the controlling terminal, so that Ctrl-C sends a signal."""
     os.setsid()
     fcntl.ioctl(number, termios.TIOCSCTTY, 0)
 
@@ -144,13 +144,13 @@ def on_terminal(
 
 
 def bar_of(step: str, rows: list[str]) -> str:
-    """The latest bar of a step, or nothing."""
+    """Return the latest progress bar of a step; empty if there is none."""
     found = [row for row in rows if re.match(rf"[●✔✘○] {step}\b", row)]
     return found[-1] if found else ""
 
 
 def log_of(rows: list[str]) -> list[str]:
-    """What stands in the log behind the head of each line."""
+    """Return the log lines without their prefixes."""
     return [row.partition("] ")[2] for row in rows if "] " in row]
 
 

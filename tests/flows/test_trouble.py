@@ -221,7 +221,7 @@ STARTS_OTHERS = """
 
 
 def living(workspace: Workspace) -> list[int]:
-    """Which of the processes that steps have started still live."""
+    """Return the processes started by steps that are still alive."""
     pids = map(int, (workspace.path / "pids").read_text().split())
     return [pid for pid in pids if is_alive(pid)]
 
@@ -467,7 +467,7 @@ def test_output_past_the_limit_is_dropped_and_memory_stays_bounded(
 
 
 def run_id(workspace: Workspace) -> str:
-    """The id of the latest run."""
+    """Return the id of the latest run."""
     metadata = workspace.metadata
     try:
         return metadata.runs("Flow_")[0].run

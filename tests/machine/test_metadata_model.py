@@ -45,7 +45,7 @@ tags = st.sets(st.sampled_from(TAGS)).map(sorted)
 
 @st.composite
 def attempts(draw: st.DrawFn) -> AttemptRecord:
-    """An attempt of any of the first tasks, whether that is there or not."""
+    """Generate an attempt of one of the first tasks, which may not exist."""
     return AttemptRecord(
         task=draw(st.integers(0, 12)),
         attempt=draw(st.integers(0, 3)),
@@ -80,7 +80,7 @@ class ModelRun:
         self.steps: dict[str, float] = {}
 
     def commit(self, batch: Batch) -> None:
-        """Take in a batch."""
+        """Apply a batch."""
         if batch.events:
             self.journal.append(batch.events)
         for task in batch.tasks:
@@ -95,21 +95,21 @@ class ModelRun:
                 self.record = self.record._replace(**{name: value})
 
     def latest(self, task: int) -> AttemptRecord | None:
-        """A task's latest attempt."""
+        """Return a task's latest attempt."""
         there = self.attempts.get(task)
         return there[max(there)] if there else None
 
     def view(self, task: TaskRecord) -> TaskView:
-        """A task with its latest attempt."""
+        """Return a task with its latest attempt."""
         count = len(self.attempts.get(task.task, {}))
         return TaskView(self.record.key, task, self.latest(task.task), count)
 
     def views(self) -> list[TaskView]:
-        """All tasks, in order."""
+        """Return all tasks, in order."""
         return [self.view(self.tasks[task]) for task in sorted(self.tasks)]
 
     def manifests(self) -> dict[int, bytes]:
-        """What the latest attempts have left that succeeded, or run."""
+        """Return the manifests of the latest attempts that succeeded or are running."""
         return self._left_by(AttemptState.SUCCEEDED, AttemptState.RUNNING)
 
     def _left_by(self, *states: AttemptState) -> dict[int, bytes]:
@@ -121,7 +121,7 @@ class ModelRun:
         }
 
     def split_manifests(self, split: int, steps: list[str]) -> list[tuple[int, int, str, bytes]]:
-        """The inputs of a join, by index; of several tasks for one item the last one."""
+        """Return the inputs of a join, by index; of several tasks for one item the last one."""
         manifests = self._left_by(AttemptState.SUCCEEDED)
         return sorted(
             {
@@ -134,7 +134,7 @@ class ModelRun:
 
 
 class Metadata(RuleBasedStateMachine):
-    """Does the same to two stores and to the model, and asks all three."""
+    """Applies the same operations to two stores and to the model, and compares them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class Metadata(RuleBasedStateMachine):
         self.folder.cleanup()
 
     def both(self, ask: Callable[[MetadataStore], Any]) -> Any:
-        """What both stores answer."""
+        """Return the results of both stores, which must be equal."""
         in_file, in_memory = ask(self.file), ask(self.memory)
         assert in_memory == in_file
         return in_file
@@ -378,7 +378,7 @@ class Metadata(RuleBasedStateMachine):
 
 
 def lightened(view: TaskView) -> TaskView:
-    """A task as it is seen without manifests and logs."""
+    """Return a task without manifests and logs."""
     attempt = view.attempt and view.attempt._replace(manifest=None, log=None)
     return view._replace(attempt=attempt)
 

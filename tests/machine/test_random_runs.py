@@ -32,7 +32,7 @@ THEIRS = [AttemptState.FAILED, AttemptState.TIMED_OUT, AttemptState.LOST]
 
 
 class RandomRun(RuleBasedStateMachine):
-    """One run of a random flow; the rules are what may happen to it."""
+    """One run of a random flow; the rules are the possible events."""
 
     world: World
 

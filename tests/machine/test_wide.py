@@ -72,7 +72,7 @@ def test_a_foreach_of_300_in_a_foreach_of_300_keeps_few_splits_open() -> None:
 
 
 def held() -> int:
-    """How many values of ours are alive in this process."""
+    """Return the number of aflow's objects that are alive in this process."""
     gc.collect()
     ours = (LiveTask, Items, Branches, LaunchAttempt, Outcome, Transition)
     return sum(type(each) in ours for each in gc.get_objects())

@@ -36,7 +36,7 @@ NOT_TOLD = {
 
 
 def effects(folder: Path, program: str, *words: str) -> OUTCOME:
-    """What each effect of programs/effects.py has left: its files by name."""
+    """Return the files that each effect of programs/effects.py has left, by name."""
     done = subprocess.run(
         [sys.executable, PROGRAMS / program, *words, folder], capture_output=True, text=True
     )

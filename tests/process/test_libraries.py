@@ -179,7 +179,7 @@ class Flow_(FlowSpec):
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """The address of a server that answers with the path that it was asked for."""
+    """The URL of a server that responds with the requested path."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

@@ -118,7 +118,7 @@ def write(folder: Path) -> None:
 
 
 def program(folder: Path, source: str, *words: str) -> str:
-    """What a program says that ends well."""
+    """Run a program, which must succeed, and return its output."""
     (folder / "program.py").write_text(textwrap.dedent(source))
     return said_by(folder, "program.py", *words)
 

@@ -41,7 +41,8 @@ def shell(line: str) -> list[str]:
 
 
 def read(folder: str | bytes | Path, expression: str) -> str:
-    """An expression over the data `d` of the latest run in a folder, read by a process there."""
+    """Return an expression over the data `d` of the latest run, evaluated by a process in its
+    folder."""
     source = (
         "import aflow; aflow.namespace(None); d = aflow.Flow('Flow_').latest_run.data;"
         f"print({expression})"

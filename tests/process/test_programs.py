@@ -68,7 +68,7 @@ def run(folder: Path, command: list[str], **env: str) -> subprocess.CompletedPro
 
 
 def mirrored(folder: Path, command: list[str], **env: str) -> list[dict[str, Any]]:
-    """What the program has written down when it was run by this command, in order."""
+    """Return what the program has recorded when it was run by this command, in order."""
     (folder / "seen").unlink(missing_ok=True)
     (folder / "seen.lines").unlink(missing_ok=True)
     done = run(folder, command, **env)
@@ -77,14 +77,14 @@ def mirrored(folder: Path, command: list[str], **env: str) -> list[dict[str, Any
 
 
 def only(notes: list[dict[str, Any]], where: str) -> dict[str, Any]:
-    """What a step has seen, without what says which process it was."""
+    """Return what a step has seen, without the keys that identify the process."""
     (note,) = [each for each in notes if each["where"] == where]
     return {key: value for key, value in note.items() if key not in ("where", "pid", "variable")}
 
 
 @pytest.fixture
 def mirror(tmp_path: Path) -> Path:
-    """A folder with the program that writes down what it sees."""
+    """A folder with the program that records what it sees."""
     shutil.copy(HERE / "mirror.py", tmp_path)
     # The same program where all that it does before it asks for aflow are imports.
     ours = next(line for line in MIRROR.splitlines() if line.startswith("from aflow"))
@@ -109,7 +109,7 @@ def test_a_task_sees_what_the_program_sees_under_python(way: str, mirror: Path) 
 def assert_tasks_see(
     reference: dict[str, Any], notes: list[dict[str, Any]], but: Collection[str] = ()
 ) -> None:
-    """Assert that tasks have seen what the program itself has, but for what these keys name."""
+    """Assert that tasks have seen the same as the program itself, except for these keys."""
     left_out = {"where", "pid", "variable", *but}
     expected = {key: value for key, value in reference.items() if key not in left_out}
     for where in ("start, by __init__", "other"):

@@ -37,7 +37,7 @@ ANSWERED = (200, 201, 202, 304, *REFUSED)
 
 
 class Client:
-    """One connection that is kept, since there is much to ask."""
+    """A client with one persistent connection, since there are many requests."""
 
     def __init__(self, daemon: Guarded) -> None:
         self.every = daemon.kind.every
@@ -48,7 +48,7 @@ class Client:
     def ask(
         self, method: str, path: str, body: bytes | None = None, **headers: str
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
-        """Status, heads and body."""
+        """Send a request, and return status, headers and body."""
         try:
             return self._ask(method, path, body, headers)
         except (http.client.HTTPException, ConnectionError):  # the last answer has ended it
@@ -177,7 +177,7 @@ def outside(guarded: Guarded) -> Iterator[Client]:
 
 
 def refused_in_a_sentence(body: bytes) -> bool:
-    """Whether the answer is JSON of the daemon, or of the metadata service."""
+    """Return whether the response is JSON of the daemon or of the metadata service."""
     reported = json.loads(body)
     return reported == {} or bool(
         reported.get("error") or reported.get("message") or reported.get("detail")
@@ -185,7 +185,7 @@ def refused_in_a_sentence(body: bytes) -> bool:
 
 
 def names_for(client: Client) -> list[str]:
-    """The hostile names that this kind of server is asked for."""
+    """Return the malicious names to try on this kind of server."""
     return [*attacks.hostile_names()][:: client.every]
 
 
@@ -369,7 +369,7 @@ def test_an_archive_that_is_no_code_is_refused_and_not_kept(
 
 
 def files_in(folder: Path) -> set[str]:
-    """All but those of the database."""
+    """Return all files except those of the database."""
     return {
         os.path.join(where, name)
         for where, _, names in os.walk(folder)
@@ -440,7 +440,7 @@ class Flow_(FlowSpec):
 
 
 def resident(daemon: Daemon) -> float:
-    """Bytes of memory of its process, at most so far."""
+    """Return the peak memory of the server's process in bytes."""
     status = Path(f"/proc/{daemon.process.pid}/status").read_text()
     return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024
 

@@ -15,7 +15,7 @@ KEY = "0" * 64
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon for all tests here: none of them changes anything."""
+    """A daemon that all tests here share: none of them changes anything."""
     daemon = Daemon(tmp_path_factory.mktemp("refuses"))
     daemon.begin()
     yield daemon

@@ -33,7 +33,7 @@ READS = 0.2  # seconds that the body of a request may take here
 
 @asynccontextmanager
 async def served(bounds: Bounds, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
-    """A server that says how long a body is; its port."""
+    """Run a server that responds with the length of the body, and return its port."""
 
     async def answer(request: web.Request) -> web.Response:
         return web.Response(text=str(len(await body_of(request, 1000, READS))))
@@ -81,7 +81,7 @@ REQUEST = b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 1
 
 
 async def asked(port: int, **more: Any) -> bytes:
-    """The first line of the answer to a request on a connection of its own."""
+    """Return the first line of the response to a request on a separate connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, **more)
     writer.write(REQUEST)
     line = (await reader.read()).partition(b"\r\n")[0]

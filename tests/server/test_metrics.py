@@ -8,7 +8,7 @@ from tests.server.conftest import Daemon
 
 
 def figures(daemon: Daemon) -> dict[str, float]:
-    """Every sample by name and labels, as Prometheus reads it."""
+    """Return every sample by name and labels, as Prometheus parses it."""
     status, text = daemon.ask("GET", "/metrics")
     assert 200 == status
     families = [*text_string_to_metric_families(text)]

@@ -30,7 +30,7 @@ OURS = "^/(v1/|healthz|readyz)"
 
 
 def strict(schema: Any) -> Any:
-    """The schema, where an object has no fields but those that are described."""
+    """Return the schema, with objects restricted to their described fields."""
     if isinstance(schema, list):
         return [strict(each) for each in schema]
     if not isinstance(schema, dict):
@@ -42,7 +42,7 @@ def strict(schema: Any) -> Any:
 
 
 def of_strict_answers(described: dict[str, Any]) -> dict[str, Any]:
-    """The document, where no answer has a field that is not described."""
+    """Return the document, with responses restricted to their described fields."""
     for operations in described["paths"].values():
         for operation in operations.values():
             operation["responses"] = strict(operation["responses"])
@@ -58,13 +58,13 @@ NAMES = [f"{route.method} {route.path}" for route in ROUTES]
 
 @schemathesis.serializer("application/x-tar")
 def as_bytes(context: Any, value: Any) -> bytes:
-    """A body that is not valid JSON, as it is."""
+    """Return a body that is not valid JSON, unchanged."""
     return value if isinstance(value, bytes) else str(value).encode("utf-8", "replace")
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon with a run, for all tests here."""
+    """A daemon with a run, which all tests here share."""
     daemon = Daemon(tmp_path_factory.mktemp("served"))
     daemon.write(FLOW)
     daemon.begin()
@@ -104,7 +104,7 @@ def test_everything_in_the_document_is_described() -> None:
 
 
 def undescribed(value: Any, where: str) -> Iterator[str]:
-    """The fields of objects that have no description."""
+    """Return the fields of objects that have no description."""
     if isinstance(value, list):
         for each in value:
             yield from undescribed(each, where)

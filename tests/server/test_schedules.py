@@ -30,7 +30,7 @@ def scheduled(daemon: Daemon) -> Daemon:
 
 
 def until(daemon: Daemon, name: str, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """The schedule, when that holds of it."""
+    """Wait until the schedule satisfies a condition, and return it."""
     reported: dict[str, Any] = {}
 
     def asked() -> bool:
@@ -42,7 +42,7 @@ def until(daemon: Daemon, name: str, holds: Callable[[dict[str, Any]], bool]) ->
 
 
 def make_due(daemon: Daemon, name: str, **changes: Any) -> dict[str, Any]:
-    """Have the schedule think that it was seen to last a year ago."""
+    """Set the time when the schedule was last seen to a year ago."""
     reported = daemon.ask("GET", f"/v1/schedules/{name}")[1]
     _, order = daemon.ask("GET", "/v1/schedules")
     assert [name] == [each["name"] for each in order["schedules"]]

@@ -251,7 +251,7 @@ def kill_runs(folder: Daemon) -> None:
 
 
 def runs_in(folder: Path) -> list[int]:
-    """The processes of runs that a server has begun, by their command lines."""
+    """Return the processes of runs that a server has started, by their command lines."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -311,7 +311,7 @@ def test_submit_without_a_server_says_what_to_do(folder: Daemon) -> None:
 
 
 def until_logged(daemon: Daemon, words: str) -> None:
-    """Read the log of the daemon until a line of it has these words."""
+    """Read the log of the daemon until a line contains these words."""
     assert daemon.process.stderr is not None
     assert any(words in line for line in daemon.process.stderr)
 

@@ -54,7 +54,7 @@ class Gated(Daemon):
     """A daemon whose runs wait at a gate."""
 
     def open_gate(self) -> None:
-        """Let the run go on that waits there."""
+        """Let the run that waits at the gate continue."""
         (self.path / "gate").write_text("past the gate")
 
 
@@ -69,7 +69,7 @@ def gated(folder: Daemon) -> Any:
 
 
 def texts(out: str) -> list[str]:
-    """What was printed, without times and tasks."""
+    """Return the printed texts, without times and tasks."""
     return [line.partition("] ")[2] for line in out.splitlines()]
 
 
@@ -244,7 +244,7 @@ def test_runs_and_status_of_a_server_are_shown_elsewhere(
 
 
 def events_of(daemon: Daemon, path: str, **headers: str) -> list[tuple[str, str, Any]]:
-    """Kind, id and data of each event of a stream that ends."""
+    """Return kind, id and data of each event of a stream that ends."""
     connection = http.client.HTTPConnection(daemon.url.removeprefix("http://"), timeout=60)
     headers["Authorization"] = f"Bearer {daemon.token}"
     connection.request("GET", path, headers=headers)

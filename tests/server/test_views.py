@@ -594,7 +594,7 @@ def test_a_queue_is_shown_and_buried_messages_are_released_or_deleted(
 
 
 def bury(url: str, ids: list[str]) -> None:
-    """Put messages that end up buried, since each delivery ends without an acknowledgement."""
+    """Put messages that become dead letters, since no delivery is acknowledged."""
 
     async def put() -> None:
         queue = open_queue(url)
@@ -765,7 +765,8 @@ _DAMAGE = [
 
 
 def test_what_is_damaged_or_missing_is_said_and_hides_nothing_else(served: Served) -> None:
-    """Each kind of record in turn, and then all objects: no route fails, and none is silent."""
+    """This damages each kind of record in turn, then all objects: every route responds with an
+    error or with data."""
     run, other = served.runs[1], served.runs[0]
     path = f"/v1/runs/Flow_/{run}"
     card = served.get(f"{path}/cards")["cards"][0]

@@ -11,7 +11,7 @@ from tests.service.conftest import WHO, Service
 
 
 async def pages(service: Service, path: str, **query: str) -> list[list[Any]]:
-    """All pages of a list."""
+    """Return all pages of a list."""
     found, cursor = [], None
     while True:
         more: dict[str, Any] = {} if cursor is None else {"_cursor": cursor}

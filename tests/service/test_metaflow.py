@@ -186,7 +186,7 @@ print(json.dumps({
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[str]:
-    """The URL of `aflow metadata-service`, which wants a key."""
+    """The URL of `aflow metadata-service`, which requires a key."""
     process = subprocess.Popen(
         [sys.executable, "-m", "aflow", "metadata-service", "--port", "0",
          "--metadata", f"sqlite:///{tmp_path}/metadata.db"],

@@ -35,14 +35,14 @@ pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("slurm")]
 
 
 class Bench:
-    """A folder in which flows are run, which holds their data and metadata."""
+    """A folder in which flows run, with their data and metadata."""
 
     def __init__(self, folder: Path, slurm: Slurm) -> None:
         self.folder = folder
         self.slurm = slurm
 
     def run(self, file: Path, *words: str, code: int = 0, **env: str) -> str:
-        """What a command of the flow says."""
+        """Run a command of the flow, and return its output."""
         done = subprocess.run(
             [sys.executable, str(file), *words], capture_output=True, text=True, cwd=self.folder,
             env={**os.environ, **env},
@@ -52,7 +52,7 @@ class Bench:
 
     @contextmanager
     def running(self, *words: str) -> Iterator[Running]:
-        """A run of the flow, which goes on."""
+        """Start a run of the flow."""
         process = subprocess.Popen(
             [sys.executable, str(JOBS), "run", *words],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.folder,
@@ -64,7 +64,7 @@ class Bench:
             print(process.communicate()[0])  # what a test that fails here shows
 
     def queue(self, form: str = "%T") -> list[str]:
-        """What squeue lists of jobs that have not ended."""
+        """Return squeue's list of unfinished jobs."""
         return self.slurm.query("squeue", "-h", "--array", "-o", form).split()
 
     def until(self, happened: Callable[[], Any]) -> Any:
@@ -83,18 +83,18 @@ class Bench:
 
 
 class Running:
-    """A process, and what it says."""
+    """A process and its output."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
 
     def ended(self) -> tuple[int, str]:
-        """Its exit code, and all that it has said."""
+        """Wait for the process, and return its exit code and output."""
         said = self.process.communicate(timeout=PATIENCE)[0]
         return self.process.returncode, said
 
     def says(self, words: str) -> str:
-        """The line with these words, as soon as it is there."""
+        """Wait for the line with these words, and return it."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if words in line:

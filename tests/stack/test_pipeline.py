@@ -40,7 +40,7 @@ def project(repository: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def jobs(repository: Path) -> dict[str, Any]:
-    """The jobs of the pipeline."""
+    """Return the jobs of the pipeline."""
     found: dict[str, Any] = yaml.safe_load(blocks(repository, "yaml")[0])["jobs"]
     return found
 

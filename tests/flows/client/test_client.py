@@ -35,7 +35,7 @@ class Flow_(FlowSpec):
 
 @pytest.fixture
 def two_runs(workspace: Workspace) -> tuple[Run, Run]:
-    """A run, and one that its end has started, as the client reads them."""
+    """Two runs as the client reads them: the end of the first has triggered the second."""
     workspace.write(FLOW)
     assert 0 == workspace.run("--run-id-file", "first").code
     first = (workspace.path / "first").read_text()

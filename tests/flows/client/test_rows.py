@@ -57,7 +57,7 @@ class Flow_(FlowSpec):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder where the flow has run, and then failed."""
+    """A folder in which the flow has succeeded, and then failed."""
     workspace = Workspace(tmp_path_factory.mktemp("rows"))
     workspace.write(FLOW)
     good = workspace.run("--run-id-file", "good", "--tag", "one", AFLOW_USER="tester")

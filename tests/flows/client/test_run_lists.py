@@ -38,7 +38,7 @@ OVER = ["Other cancelled"]
 
 
 def record(run: str, at: float, **more: Any) -> RunRecord:
-    """A run of another flow that was never driven here."""
+    """Record a run of another flow that was never driven here."""
     made = RunRecord(
         0, "Other", run, RunState.RUNNING, "bob", at, None, 0, (), ("user:bob",), {}, {}
     )
@@ -72,7 +72,7 @@ def aflow(workspace: Workspace, *words: str) -> Ran:
 
 
 def listed(workspace: Workspace, *words: str) -> list[str]:
-    """The pathspecs that `aflow runs` lists, with the states."""
+    """Return the pathspecs that `aflow runs` lists, with the states."""
     ran = aflow(workspace, "runs", *words)
     assert 0 == ran.code, ran.err
     return [f"{run['flow']} {run['status']}" for run in json.loads(ran.out)]

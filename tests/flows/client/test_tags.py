@@ -23,7 +23,7 @@ HEAD = "\nSystem tags and tags; only tags can be modified\n" + "-" * 56 + "\n\n"
 
 @pytest.fixture(scope="module")
 def tagged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, str]:
-    """A workspace in which one run was made, and the run's id."""
+    """A workspace in which one run was created, and the run's id."""
     workspace = Workspace(Path(tmp_path_factory.mktemp("tags")))
     workspace.write(FLOW)
     assert 0 == workspace.run("--tag", "old", "--run-id-file", "id", AFLOW_USER="ann").code
@@ -31,13 +31,13 @@ def tagged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, str]:
 
 
 def tag(workspace: Workspace, *words: str, quiet: bool = False) -> Ran:
-    """`python flow.py tag WORDS` of the user ann."""
+    """Run `python flow.py tag WORDS` as the user ann."""
     ahead = ["--quiet"] if quiet else []
     return workspace.finish(workspace.start(*ahead, "tag", *words, AFLOW_USER="ann"))
 
 
 def of_people(workspace: Workspace, run: str) -> list[str]:
-    """The tags that people have given."""
+    """Return the tags that users have added."""
     listed = tag(workspace, "list", run, "--hide-system-tags", "--flat")
     return listed.out.split("\n")[:-1]
 

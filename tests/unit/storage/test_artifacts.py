@@ -126,7 +126,7 @@ def test_different_values_have_different_digests(blobs: BlobStore) -> None:
 
 
 def left(blobs: BlobStore, values: dict[str, Any]) -> dict[str, Entry]:
-    """The entries of what an attempt leaves."""
+    """Return the entries of the values that an attempt stores."""
     with blobs.batch() as batch:
         writer = PackingWriter(batch, inline_total=100)
         entries = {name: writer.save(name, value) for name, value in values.items()}

@@ -31,7 +31,7 @@ def blobs() -> BlobStore:
 
 
 def written(items: Any, blobs: BlobStore, limit: int = 10**9) -> Any:
-    """The items as they come out of a manifest."""
+    """Return the items as read from a manifest."""
     value, _ = write_items(items, blobs, limit)
     return msgpack.unpackb(msgpack.packb(value), use_list=False)
 

@@ -87,7 +87,7 @@ class RaisesTwice:
 
 
 class Hostile:
-    """It can be pickled, but not looked at."""
+    """An object that can be pickled, but raises on any inspection."""
 
     @property  # type: ignore[misc]  # as a proxy does it
     def __class__(self) -> Any:

@@ -15,7 +15,7 @@ from aflow.storage.previews import preview, short_text
 
 
 class Hostile:
-    """Every way of asking it anything raises."""
+    """An object that raises on any access."""
 
     def __getattribute__(self, name: str) -> Any:
         raise RuntimeError("do not touch")

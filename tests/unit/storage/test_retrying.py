@@ -13,7 +13,7 @@ from aflow.storage.retry import BACKOFF, TRIES, RetryingStore
 
 
 class FailingStore(MemoryStore):
-    """Fails the next calls: before it has done what was asked for, or after that."""
+    """Fails the next calls, before or after they have had their effect."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ def inner() -> FailingStore:
 
 @pytest.fixture
 def waits() -> list[float]:
-    """How long the store has waited, in seconds."""
+    """The delays between tries, in seconds."""
     return []
 
 

@@ -20,7 +20,7 @@ def store() -> MemoryStore:
 
 
 def collected(store: MemoryStore, now: float = NOW, dry_run: bool = False) -> int:
-    """How many objects go, or would."""
+    """Return the number of objects that are, or would be, removed."""
     metadata = SqliteMetadata(":memory:")
     try:
         return collect(metadata, store, RunsToDelete(), now, grace=0.0, dry_run=dry_run).objects

@@ -41,7 +41,7 @@ def flow(tmp_path: Path) -> FlowDefinition:
 
 
 def write(folder: Path, name: str, text: str = "") -> Path:
-    """A file of the project."""
+    """Write a file of the project."""
     path = folder / "project" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
@@ -97,7 +97,7 @@ def test_links_are_followed_and_circles_end(flow: FlowDefinition, tmp_path: Path
 
 
 def opened(data: bytes) -> tarfile.TarFile:
-    """The archive."""
+    """Open the archive."""
     return code_package.opened(data)
 
 
@@ -191,7 +191,7 @@ class Adds(FlowMutator):
 
 
 def adding(flow: FlowDefinition, *pairs: tuple[object, object]) -> FlowDefinition:
-    """The flow with mutators that add files."""
+    """Return the flow with mutators that add files."""
     return replace(flow, mutators=tuple(Adds(*pair).begun({}) for pair in pairs))
 
 

@@ -64,7 +64,7 @@ class OnStack(Account):
 
 @dataclass
 class Team:
-    """A team whose members have nothing but the name of their stack, in a folder of their own."""
+    """A team whose members know only the name of their stack, in a separate folder."""
 
     stack: Made
     folder: Path
@@ -72,7 +72,7 @@ class Team:
     is_on_ours: bool
 
     def do(self, *words: str, program: tuple[str, ...] = ("-m", "aflow")) -> str:
-        """What a command says."""
+        """Run a command, and return its output."""
         kept = {
             name: value
             for name, value in os.environ.items()
@@ -93,12 +93,12 @@ class Team:
 
     @property
     def settings(self) -> Path:
-        """The file that `stack import` writes."""
+        """Return the content of the file that `stack import` writes."""
         return self.folder / "home" / "config.json"
 
 
 def on_ours(team: Team, made: Made, until: ExitStack) -> None:
-    """aflow's own stack, with a service at the addresses that it says."""
+    """aflow's own stack, with a metadata service at the address in its outputs."""
     said = team.do("stack", "import", made.name)
     assert "To check all of it, run: aflow doctor" in said
     assert "Metaflow's own" not in said
@@ -112,7 +112,7 @@ def on_ours(team: Team, made: Made, until: ExitStack) -> None:
 
 
 def on_theirs(team: Team, url: str, internal_url: str, value: str = KEY) -> None:
-    """A stack as Metaflow's template makes it, whose API asks for a key."""
+    """A stack like that of Metaflow's template, whose API requires a key."""
     key = team.stack.aws("apigateway").create_api_key(name=team.stack.name, value=value)
     team.stack.aws("cloudformation").create_stack(
         StackName=team.stack.name,

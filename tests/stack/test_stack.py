@@ -39,7 +39,7 @@ class Flow_(FlowSpec):
 def aflow(
     made: Made, home: Path, *words: str, answer: str = "", **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """The command of a user with this home."""
+    """Run a command as a user with this home."""
     return subprocess.run(
         [sys.executable, "-m", "aflow", *words],
         env=os.environ | made.environment | {"AFLOW_HOME": str(home)} | env,
@@ -50,7 +50,7 @@ def aflow(
 
 
 def imported(made: Made, home: Path) -> dict[str, Any]:
-    """The settings that are taken from the stack."""
+    """Return the settings that are imported from the stack."""
     done = aflow(made, home, "stack", "import", made.name)
     assert 0 == done.returncode, done.stderr
     found: dict[str, Any] = json.loads((home / "config.json").read_text())
@@ -254,7 +254,8 @@ def test_who_has_the_policies_of_the_stack_may_take_its_settings_and_look_at_all
 
 
 def settings_of_the_notebook(made: Made, home: Path) -> dict[str, str]:
-    """What the script of the stack writes when the notebook starts, for a user with this home."""
+    """Return the settings that the stack's script writes at the start of the notebook, for a user
+    with this home."""
     reported = made.aws("sagemaker").describe_notebook_instance_lifecycle_config(
         NotebookInstanceLifecycleConfigName=made.resources()["NotebookStart"][1].rpartition("/")[2]
     )
@@ -346,7 +347,7 @@ def test_a_stack_of_another_kind_is_no_configuration(made: Made, tmp_path: Path)
 
 
 def network_of(number: int) -> dict[str, str]:
-    """Addresses that no other stack has."""
+    """Return addresses that no other stack uses."""
     return {
         "VpcCidr": f"10.{number}.0.0/16",
         "Subnet1Cidr": f"10.{number}.0.0/20",

@@ -65,7 +65,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The template as the command prints it."""
+    """The template that the command prints."""
     file = tmp_path_factory.mktemp("template") / "aflow.yaml"
     command = [sys.executable, "-m", "aflow", "stack", "template"]
     file.write_bytes(subprocess.run(command, check=True, capture_output=True).stdout)
@@ -74,7 +74,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(file: Path) -> dict[str, Any]:
-    """The same as values."""
+    """The parsed template."""
     return loaded(file)
 
 
@@ -189,7 +189,7 @@ def test_roles_that_read_artifacts_may_use_the_key_that_encrypts_them(
 
 
 def statements(whole: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every statement of a policy that allows something, and the resource that it is of."""
+    """Yield every allowing statement of a policy, and the resource that it belongs to."""
     for name, resource in whole["Resources"].items():
         if not resource["Type"].startswith("AWS::IAM::"):
             continue
@@ -226,7 +226,7 @@ def texts(*nodes: ast.AST) -> list[str]:
 
 
 def called(repository: Path, *modules: str) -> set[str]:
-    """What these modules ask AWS for, as IAM calls it."""
+    """Return the AWS actions that these modules call, in IAM's notation."""
     calls = [
         node.args
         for module in modules
@@ -468,7 +468,7 @@ ANSWER = {"StackId": "stack", "RequestId": "1", "LogicalResourceId": "BuiltImage
 
 
 class Answers:
-    """What listens at the address to which custom resources of CloudFormation answer."""
+    """The server to which custom resources of CloudFormation send their responses."""
 
     def __enter__(self) -> Answers:
         self.given: list[dict[str, Any]] = []
@@ -482,7 +482,7 @@ class Answers:
                 self.end_headers()
 
             def log_message(self, format: str, *args: Any) -> None:
-                """Nothing is printed."""
+                """Log nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}/answer?signed=yes"
@@ -497,7 +497,7 @@ class Answers:
 
 
 def build(whole: dict[str, Any], folder: Path, package: str, url: str, **more: str) -> Path:
-    """Runs the commands of the build, as CodeBuild does, in the folder; where they ran."""
+    """Run the commands of the build, as CodeBuild does, and return the folder in which they ran."""
     phase = yaml.safe_load(
         whole["Resources"]["ImageBuild"]["Properties"]["Source"]["BuildSpec"]
     )["phases"]["build"]  # fmt: skip

@@ -34,7 +34,7 @@ LIMIT = 40  # seconds of a run that takes too long
 
 
 class Post:
-    """What a topic and the event bus have received."""
+    """The notifications that a topic and the event bus have received."""
 
     def __init__(self, aws: Account) -> None:
         self._sqs, sns, events = (aws.client(each) for each in ("sqs", "sns", "events"))
@@ -50,7 +50,7 @@ class Post:
         events.put_targets(Rule="ends", Targets=[{"Id": "queue", "Arn": arn}])
 
     def next(self) -> Any:
-        """The next note."""
+        """Return the next notification."""
 
         def received() -> Any:
             answer = self._sqs.receive_message(QueueUrl=self._queue, WaitTimeSeconds=2)
@@ -62,7 +62,7 @@ class Post:
 
 
 def start(folder: Path, *words: str) -> str:
-    """Start a run; its id."""
+    """Start a run, and return its id."""
     file = folder / "run"
     step_functions(
         "trouble.py", "trigger", "--folder", str(folder), "--run-id-file", str(file), *words
@@ -71,7 +71,7 @@ def start(folder: Path, *words: str) -> str:
 
 
 def job_of(aws: Account, folder: Path, run: str) -> str:
-    """The job of a run whose first step has begun, and waits."""
+    """Return the job of a run whose first step has started, and waits."""
     wait_until((folder / run).exists, lambda: job_logs(aws), seconds=DEADLINE)
     batch = aws.client("batch")
     for each in batch.list_jobs(jobQueue="queue", jobStatus="RUNNING")["jobSummaryList"]:
@@ -128,7 +128,7 @@ def _a_job_whose_machine_goes_away_is_tried_again(aws: Account, folder: Path, po
 
 
 def states(aws: Account, run: str, step: str) -> list[AttemptState]:
-    """How the attempts of the one task of a step have ended."""
+    """Return the states of the attempts of a step's only task."""
     metadata = open_metadata(aws.metadata.url)
     record = metadata.run("Trouble", run)
     assert record is not None
@@ -190,7 +190,7 @@ def test_a_run_that_fails_before_it_is_recorded_is_seen_everywhere_with_its_reas
 
 
 def aflow(*words: str) -> str:
-    """What a command without a flow says."""
+    """Run a command without a flow, and return its output."""
     done = subprocess.run([sys.executable, "-m", "aflow", *words], capture_output=True, text=True)
     assert 0 == done.returncode, done.stderr
     return done.stdout + done.stderr

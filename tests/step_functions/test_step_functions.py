@@ -174,7 +174,7 @@ def test_steps_with_packages_and_another_python_run_in_jobs_without_an_index_and
 
 
 def left_by(run: Run) -> dict[str, list[Any]]:
-    """The artifacts of all tasks, by step; those of items in the order of the items."""
+    """Return the artifacts of all tasks, by step; those of items in the order of the items."""
     found: dict[str, list[Any]] = {}
     for step in run.steps():
         tasks = [{each.id: each.data for each in task if each.id != "_"} for task in step.tasks()]

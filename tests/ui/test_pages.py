@@ -109,7 +109,7 @@ class Site(Daemon):
 
 
 def recorded_by_metaflow(folder: Path) -> None:
-    """The run Theirs/7 as Metaflow leaves one in its folder, from long ago."""
+    """Write the old run Theirs/7 as Metaflow stores it in its folder."""
     facts = {"flow_id": "Theirs", "user_name": "ann", "tags": [], "system_tags": []}
     for place, more in (
         ("", {}), ("7", {"run_number": "7"}), ("7/start", {"step_name": "start"}),
@@ -143,7 +143,7 @@ class Browser:
         self.site = site
 
     def open(self, path: str) -> None:
-        """Open a page, and wait until it shows what it has to show."""
+        """Open a page, and wait until its content is shown."""
         self.driver.get(f"{self.site.url}/ui/{path}")
         self.until(lambda: self.find("main h1, main .notice, main .run-head"))
         self.until(lambda: not self.find("[aria-busy=true]"))
@@ -167,7 +167,7 @@ class Browser:
         self.until(clicked)
 
     def press(self, css: str) -> None:
-        """Click what this selects, as soon as it is there."""
+        """Click the element of this selector, as soon as it exists."""
 
         def pressed() -> bool:
             found = self.find(css)
@@ -184,7 +184,7 @@ class Browser:
         return waiting.until(lambda _: condition())
 
     def type(self, css: str, text: str) -> None:
-        """Write into a field, in the place of what is there."""
+        """Replace the text of a field."""
         field = self.until(lambda: (self.find(css) or [None])[0])
         field.send_keys(Keys.CONTROL, "a")
         field.send_keys(Keys.NULL)
@@ -194,14 +194,14 @@ class Browser:
         return " ".join(each.text for each in self.find(css))
 
     def says(self, text: str, css: str = "main") -> None:
-        """Wait until the page has this text."""
+        """Wait until the page contains this text."""
         try:
             self.until(lambda: text in self.text(css))
         except Exception as error:
             raise AssertionError(f"{text!r} is not in {self.text(css)!r}") from error
 
     def errors(self) -> list[str]:
-        """What the console has said since the last time, but for requests that were refused."""
+        """Return the new console messages, without those of rejected requests."""
         return [
             entry["message"]
             for entry in self.driver.get_log("browser")
@@ -460,7 +460,7 @@ def test_a_log_of_many_lines_costs_what_is_on_the_screen(browser: Browser) -> No
 
 
 def written(site: Site, flow: str, count: int) -> str:
-    """A run of so many tasks, written as a coordinator does."""
+    """Write a run with this many tasks, as a coordinator does."""
     folder = site.path / ".aflow"
     with closing(open_metadata(f"sqlite:///{folder}/metadata.db", "process")) as metadata:
         ui.generate(metadata, folder.as_uri(), flow, count)

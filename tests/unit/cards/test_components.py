@@ -35,7 +35,7 @@ EVIL = "<script>alert('x')</script>"
 
 
 def timeline(*args: Any, **kwargs: Any) -> EventsTimeline:
-    """A timeline with one event."""
+    """Return a timeline with one event."""
     events = EventsTimeline(title="Steps", max_events=2)
     events.update(*args, **kwargs)
     return events
@@ -117,7 +117,7 @@ def test_a_chart_is_drawn_without_a_network() -> None:
 
 
 def drawing(html: str) -> str:
-    """The picture that a chart is shown as."""
+    """Return the image of a chart."""
     found = re.findall(r'<img src="data:image/svg.xml;base64,([^"]+)"', html)
     return base64.b64decode(found[0]).decode()
 
@@ -165,7 +165,7 @@ def test_no_data_becomes_html(make: Callable[[], Component]) -> None:
 
 
 class Tags(HTMLParser):
-    """The attributes of all tags of a page."""
+    """Collects the attributes of all tags of a page."""
 
     names: set[str]
 

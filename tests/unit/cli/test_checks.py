@@ -32,7 +32,7 @@ class BadFlow(FlowSpec):
 
 @pytest.fixture
 def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An environment without any tool; a test may put one there. They look at flow.py."""
+    """An environment without any linter; a test may add some. They check flow.py."""
     (tmp_path / "flow.py").touch()
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "bin"

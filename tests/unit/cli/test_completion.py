@@ -12,7 +12,7 @@ import pytest
 
 
 def answers(*words: str, at: int | None = None) -> list[str]:
-    """What bash would be offered in the place of the last word."""
+    """Return bash's completions for the last word."""
     place = len(words) - 1 if at is None else at
     done = subprocess.run(
         [sys.executable, "-m", "aflow"],

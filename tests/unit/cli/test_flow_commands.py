@@ -310,7 +310,7 @@ def understood(*words: str, flow: type[FlowSpec] = ManyFlow) -> Any:
 
 
 def run_command(*words: str, flow: type[FlowSpec]) -> tuple[click.Context, click.Command]:
-    """The command `run` as click knows it, below what stands ahead of its name in these words."""
+    """Return click's command `run`, with the options before its name in these words."""
     group = FlowGroup(flow, "many.py")
     context = group.make_context("many.py", [*words[: words.index("run") + 1]])
     command = group.get_command(context, "run")
@@ -319,8 +319,8 @@ def run_command(*words: str, flow: type[FlowSpec]) -> tuple[click.Context, click
 
 
 def parsed(*words: str, flow: type[FlowSpec] = ManyFlow) -> tuple[Any, Any, Any]:
-    """What click makes of the same words: the options of every command, the parameters of the flow,
-    and the options of `run`."""
+    """Return what click parses from the same words: the options of every command, the parameters of
+    the flow, and the options of `run`."""
     found: list[Any] = []
     definition = Defined(flow, GivenConfigs())
     context, command = run_command(*words, flow=flow)

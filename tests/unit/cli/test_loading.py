@@ -25,7 +25,7 @@ class {name}({base}):
 
 @pytest.fixture(autouse=True)
 def _nothing_stays(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a flow file does to the interpreter is undone."""
+    """Undo the changes that a flow file makes to the interpreter."""
     before = set(sys.modules)
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield

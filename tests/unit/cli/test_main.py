@@ -143,7 +143,7 @@ def test_every_command_and_option_says_what_it_does() -> None:
 
 
 def commands(path: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
-    """A command, and those below it."""
+    """Yield a command and its subcommands, recursively."""
     yield path, command
     if isinstance(command, click.Group):
         context = click.Context(command)

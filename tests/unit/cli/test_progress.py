@@ -76,7 +76,7 @@ def lines(
 
 
 def counts(drawn: list[str]) -> list[tuple[str, str]]:
-    """Step and `done/total` of each bar."""
+    """Return step and `done/total` of each bar."""
     found = [re.match(r". (\w+)\s+[#-]*\s*(\d+/\d+)", each) for each in drawn]
     return [(each[1], each[2]) for each in found if each]
 
@@ -193,7 +193,7 @@ class Terminal:
         )
 
     def rows(self) -> list[str]:
-        """All that stands there, and that has scrolled away, without empty rows."""
+        """Return all non-empty rows, including the scrollback."""
         self._stream.feed(self.out.getvalue())
         self.out.seek(0)
         self.out.truncate()
@@ -202,11 +202,11 @@ class Terminal:
         return [each for each in found if each]
 
     def write(self, text: str) -> int:
-        """As the stderr of the same terminal."""
+        """Write to the stderr of the same terminal."""
         return self.out.write(text.encode())
 
     def flush(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there is no buffer."""
 
 
 @pytest.fixture(autouse=True)

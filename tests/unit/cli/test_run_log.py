@@ -43,7 +43,7 @@ def _in_utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def printed(*events: RunEvent, ui_url: str | None = None, colors: bool = False) -> str:
-    """What the events become on stdout."""
+    """Return the output on stdout for the events."""
     out = io.BytesIO()
     Console(out, flow="MyFlow", colors=colors, ui_url=ui_url).watch(events)
     return out.getvalue().decode()
@@ -310,7 +310,7 @@ def test_progress_is_reported_in_up_to_three_sentences(event: Progress, lines: l
 
 
 class Refusing(io.RawIOBase):
-    """A stream that takes `room` bytes, three at a time, and then fails."""
+    """A stream that accepts `room` bytes, three at a time, and then fails."""
 
     def __init__(self, room: int, error: int) -> None:
         self.taken = b""

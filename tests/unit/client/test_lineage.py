@@ -78,7 +78,7 @@ def run_out(world: World, latest_first: bool = False) -> None:
 
 
 def record(records: Records, world: World) -> RecordedRun:
-    """What a coordinator would have recorded of the world's run."""
+    """Write the records that a coordinator would have written for the world's run."""
     recorded = records.run(graph=world.graph)
     for launch in world.launched:
         went = world.went[launch.task]

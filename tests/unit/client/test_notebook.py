@@ -14,7 +14,7 @@ _VOID = {"br", "hr"}
 
 
 class Shown(HTMLParser):
-    """The text of a fragment, which has to be well formed and bring nothing that runs."""
+    """The text of a fragment, which must be well-formed and contain no active content."""
 
     def __init__(self, fragment: str) -> None:
         super().__init__()

@@ -31,7 +31,7 @@ from tests.unit.client.recorded import BEGIN, Records
 
 
 def write_run(folder: Path, run: str = "1", **artifacts: object) -> None:
-    """A run in an `.aflow` folder."""
+    """Write a run to an `.aflow` folder."""
     records = Records(SqliteMetadata(folder / "metadata.db"), LocalStore(folder))
     records.run(run).task(1, "start", {"big": "y" * 100_000, **artifacts}).commit()
     records.metadata.close()

@@ -18,7 +18,7 @@ WIDTH = 10_000
 
 
 class CountingMetadata:
-    """A metadata store that counts what it is asked."""
+    """A metadata store that counts its queries."""
 
     def __init__(self, store: MetadataStore) -> None:
         self.asked: Counter[str] = Counter()
@@ -37,7 +37,7 @@ def counting(records: Records) -> CountingMetadata:
 
 
 def write_wide_run(records: Records, width: int = WIDTH) -> None:
-    """Tasks 2 to width + 1 of step body, which inherit from task 1 and the parameters."""
+    """Write tasks 2 to width + 1 of step body, which inherit from task 1 and the parameters."""
     recorded = records.run(graph=WIDE, alpha=0.5).task(1, "start", {"x": "shared"})
     for index in range(width):
         recorded.task(

@@ -29,7 +29,7 @@ years = st.sampled_from(["", " *", " 2026", " 2026-2028"])
 
 
 def walked(text: str, zone: str, after: datetime, until: datetime) -> list[float]:
-    """Those of all minutes at which it is due."""
+    """Return all minutes at which the expression is due."""
     cron, there, found = parse(text), zone_of(zone), []
     at = after + timedelta(minutes=1)
     while at <= until:

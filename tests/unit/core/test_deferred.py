@@ -10,7 +10,7 @@ import pytest
 
 
 def said_by(program: str) -> list[str]:
-    """What a fresh interpreter prints that runs this program."""
+    """Return the output of a new interpreter that runs this program."""
     command = [sys.executable, "-c", textwrap.dedent(program)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert 0 == ran.returncode, ran.stderr

@@ -16,7 +16,7 @@ from aflow.storage.local import LocalStore
 
 @pytest.fixture(autouse=True)
 def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A temporary folder that everybody may write to; there is no other place."""
+    """A temporary folder that is writable by everybody; there is no other one."""
     folder = tmp_path / "shared"
     folder.mkdir()
     folder.chmod(0o1777)
@@ -97,7 +97,8 @@ def test_a_runtime_folder_that_somebody_has_prepared_is_refused(shared: Path) ->
 def test_what_stands_in_the_place_of_a_file_is_refused_and_not_waited_for(
     tmp_path: Path, what: str
 ) -> None:
-    """Opening a FIFO blocks until somebody writes, and a device like /dev/zero never ends."""
+    """Opening a FIFO blocks until it is written to, and reading a device like /dev/zero never
+    ends."""
     place = tmp_path / "blobs" / "config.json"
     place.parent.mkdir()
     if what == "FIFO":

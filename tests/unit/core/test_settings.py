@@ -399,7 +399,7 @@ NOT_ROOT = 65534
 
 
 def foreign(world: World, mode: int = 0o755, owner: int | None = None) -> Path:
-    """A `.aflow` of the project with this mode and owner."""
+    """Create the project's `.aflow` with this mode and owner."""
     folder = world.project / ".aflow"
     folder.mkdir(exist_ok=True)
     folder.chmod(mode)

@@ -16,7 +16,7 @@ LONGEST = 60  # seconds
 
 
 async def closed(_: str) -> None:
-    """Nothing was opened."""
+    """Do nothing: nothing was opened."""
 
 
 def test_a_portal_that_is_closed_ends_the_calls_that_still_go_on() -> None:

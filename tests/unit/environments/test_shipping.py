@@ -48,14 +48,14 @@ NOW = time.time()
 
 @pytest.fixture(scope="module")
 def shipment(tmp_path_factory: pytest.TempPathFactory) -> Shipment:
-    """aflow with what it depends on here, packed once."""
+    """aflow with its dependencies, packed once."""
     return packed_runtime(tmp_path_factory.mktemp("wheels"), NOW)
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Shipment:
-    """The same without what AWS takes, which is nine tenths of it: for what is no matter of sizes,
-    in jobs that are not begun."""
+    """The same without the AWS libraries, which are nine tenths of it: for tests that do not depend
+    on sizes, with jobs that do not run."""
     return packed_runtime(tmp_path_factory.mktemp("small"), NOW, extras=())
 
 
@@ -70,7 +70,7 @@ def store(tmp_path: Path, shipment: Shipment) -> ObjectStore:
 def begin(
     variables: Mapping[str, str], home: Path, **more: str
 ) -> subprocess.CompletedProcess[str]:
-    """A job in a Python that has nothing, with these variables."""
+    """Run a job in a bare Python, with these variables."""
     return subprocess.run(
         command(BARE, PROGRAM),
         env={"HOME": str(home), **variables, **more},
@@ -214,7 +214,7 @@ def test_an_aflow_of_another_version_in_the_image_gives_way_to_the_one_that_was_
 
 
 class Answers(BaseHTTPRequestHandler):
-    """What gives credentials to containers, instances and pods of Kubernetes."""
+    """An endpoint that returns credentials, like those for containers, instances and pods."""
 
     given = json.dumps({"AccessKeyId": "test", "SecretAccessKey": "test", "Token": ""})
 
@@ -243,12 +243,12 @@ class Answers(BaseHTTPRequestHandler):
         self.wfile.write(text.encode())
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture(scope="module")
 def metadata_service() -> Iterator[str]:
-    """The address of what gives credentials."""
+    """The address of the endpoint for credentials."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -405,7 +405,7 @@ OTHER = "3.13" if sys.version_info[:2] != (3, 13) else "3.12"
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only index there is: what aflow needs, and uv, for another machine and Python."""
+    """The only package index: aflow's dependencies, and uv, for another machine and Python."""
     folder, abi = tmp_path / "index", f"cp{OTHER.replace('.', '')}"
     for each in map(Requirement, wheels.needs_of_aflow()):
         pure = each.name in ("click", "cloudpickle", "packaging", "rich", "aiobotocore")

@@ -22,7 +22,7 @@ from aflow.executors.clusters import (
 
 
 class Clock:
-    """A clock that goes on by one second each time that it is asked."""
+    """A clock that advances by one second each time it is read."""
 
     def __init__(self) -> None:
         self.at = 0.0
@@ -36,7 +36,7 @@ class Clock:
 
 
 class Scripted:
-    """A cluster in which things happen as they are written down, one look after the other."""
+    """A cluster with a script of events, one per poll."""
 
     name = "a cluster"
 

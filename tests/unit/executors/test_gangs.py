@@ -12,13 +12,14 @@ from aflow.task.spec import AttemptSpec
 
 
 def member(index: int, attempt: int) -> AttemptSpec:
-    """A member of a gang of three, whose member 0 is task 7."""
+    """Return a member of a gang of three, whose member 0 is task 7."""
     inputs = encode_inputs(FromTask(1))
     return AttemptSpec("meet", 7 + index, attempt, inputs, 1, index, 3, True, False, False, {})
 
 
 async def found(gang: Rendezvous, index: int, attempt: int) -> str | None:
-    """Where a member that begins finds member 0 at its first look; None where it has to wait."""
+    """Return where a starting member finds member 0 at its first attempt; None if it has to
+    wait."""
     looking = asyncio.create_task(gang_address(gang, member(index, attempt)))
     done, _ = await asyncio.wait([looking], timeout=0.3)
     looking.cancel()

@@ -15,7 +15,7 @@ ENDED = protocol.ENDED, 1, 0, None, None, "succeeded", "", True, ["end"]
 
 
 class Recorded:
-    """What is reported, by the names of the calls."""
+    """Records the reports, by the names of the calls."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []

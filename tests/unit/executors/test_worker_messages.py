@@ -77,7 +77,7 @@ ODD = st.one_of(
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """All places in a value, what is packed in it included."""
+    """Yield all positions in a value, including those in packed data."""
     yield path
     inner = opened(value)
     if inner is not None:
@@ -98,7 +98,7 @@ def opened(value: Any) -> Any:
 
 
 def changed(value: Any, path: tuple[Any, ...], new: Any) -> Any:
-    """The value, with another one in this place."""
+    """Return the value with another one at this position."""
     if not path:
         return new
     first, *rest = path
@@ -135,7 +135,7 @@ def test_a_message_with_any_value_in_any_place_is_refused_or_is_one(
 
 
 def heard(message: ReportsMessage) -> None:
-    """A coordinator hears it: whatever it says can be recorded."""
+    """Let a coordinator receive a message: all of its contents can be recorded."""
     recorder = Recorded()
     mail = ReportInbox[int](FakeClock())
     mail.begin(recorder)
@@ -148,7 +148,7 @@ def heard(message: ReportsMessage) -> None:
 
 
 class Recorded:
-    """What is reported."""
+    """Records the reports."""
 
     def __init__(self) -> None:
         self.reports: list[AttemptReport] = []

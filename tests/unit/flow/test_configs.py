@@ -249,7 +249,7 @@ def test_a_name_may_have_dashes_and_show_default_is_taken_from_metaflow() -> Non
 
 
 def pairs(text: str) -> Any:
-    """A parser of a user's."""
+    """A custom parser."""
     return dict(each.split("=") for each in text.split())
 
 

@@ -253,7 +253,7 @@ def test_an_exception_of_the_step_comes_out_of_the_yield() -> None:
 
 
 def decorated(*yielded: Any, result: Any = None) -> Any:
-    """A decorator whose generator yields these, begun."""
+    """Return the started generator of a decorator that yields these."""
 
     @user_step_decorator
     def made(step_name: str, flow: Any, inputs: Any) -> Any:

@@ -65,7 +65,7 @@ def test_a_graph_without_its_start_has_no_levels_and_no_structure() -> None:
 
 
 def diamonds(count: int) -> Graph:
-    """A long branch beside a short one, again and again, as switches and as splits."""
+    """Return a chain of diamonds with a long and a short branch, as switches and as splits."""
     nodes = {}
     for number in range(count):
         here, after = f"s{number}", f"s{number + 1}"
@@ -337,7 +337,7 @@ def test_any_graph_can_be_connected_levelled_and_outlined(
 @settings(max_examples=40)  # each compiles a class
 @given(st.data())
 def test_any_flow_is_sound_or_its_problems_are_sentences_with_lines(data: st.DataObject) -> None:
-    """Flows of random steps: reading and checking them never fails in another way."""
+    """Reading and checking flows of random steps never fails in another way."""
     names = ["start", "a", "b", "c", "end"]
     lines = ["class F(FlowSpec):"]
     calls = st.one_of(
@@ -361,7 +361,7 @@ def test_any_flow_is_sound_or_its_problems_are_sentences_with_lines(data: st.Dat
 
 
 def flow_of(lines: list[str]) -> type[FlowSpec]:
-    """The flow of this source, which is in linecache alone."""
+    """Return the flow of this source, which exists only in linecache."""
     import linecache
 
     source = ["from aflow import FlowSpec, step\n", *(f"{line}\n" for line in lines)]

@@ -20,7 +20,7 @@ def plan_merge(
     inputs: Iterable[tuple[str, Mapping[str, str]]],
     **options: Collection[str],
 ) -> dict[str, int]:
-    """The position of the input that each artifact is taken from."""
+    """Return the position of the input that each artifact is taken from."""
     merge = Merge(set_already, **options)
     for label, digests in inputs:
         merge.add(label, digests)

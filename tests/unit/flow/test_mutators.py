@@ -110,14 +110,15 @@ def new_flow() -> Any:
 def after(
     pre_mutate: Callable[[Any], Any] | None = None, mutate: Callable[[Any], Any] | None = None
 ) -> FlowDefinition:
-    """The flow after a mutator of flows that does this."""
+    """Return the flow after a mutator of flows that does this."""
     flow = new_flow()
     OfFlow(pre_mutate, mutate)(flow)
     return configured(flow)
 
 
 def start_after(mutate: Any = None, pre_mutate: Any = None) -> tuple[Any, ...]:
-    """The decorators of the step `start` after a mutator of steps that does this, without it."""
+    """Return the decorators of the step `start` after a mutator of steps that does this, without
+    the mutator."""
     flow = new_flow()
     OfStep(mutate, pre_mutate)(flow.start)
     found: tuple[Any, ...] = configured(flow).steps["start"].decorators

@@ -333,7 +333,7 @@ def test_a_type_has_a_name_for_people(declared: Any, name: str) -> None:
 
 
 class Unreadable:
-    """An object as no JSON has it."""
+    """An object that JSON cannot represent."""
 
     def __str__(self) -> str:
         return "shown"
@@ -388,7 +388,7 @@ def test_any_value_is_converted_for_good_or_refused_with_a_sentence(
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether both are the same; NaN is."""
+    """Return whether both are equal; NaN equals NaN."""
     return repr(one) == repr(other)
 
 

@@ -94,8 +94,8 @@ def test_a_message_of_another_version_may_be_for_others() -> None:
 
 
 def test_a_message_of_which_far_too_much_would_be_made_is_refused() -> None:
-    """An empty map is one byte to send, and 64 to keep; those that are looked at need not be
-    signed."""
+    """An empty map is one byte in the message, and 64 bytes in memory. `peek` reads unsigned
+    messages, too."""
     for maps, refused in ((1_000, False), (3_000_000, True)):
         fields = b"\x81\xa1x\xdd" + maps.to_bytes(4, "big") + b"\x80" * maps
         at = b"\xcb" + struct.pack(">d", NOW)

@@ -65,7 +65,7 @@ INPUTS = st.one_of(
 
 
 class Gate(RuleBasedStateMachine):
-    """A gate beside a model: the tasks of each commit that is not written yet."""
+    """A gate together with a model: the tasks of each commit that is not written yet."""
 
     def __init__(self) -> None:
         super().__init__()

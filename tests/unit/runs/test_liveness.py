@@ -24,7 +24,7 @@ def metadata() -> Iterator[SqliteMetadata]:
 
 
 def made(metadata: SqliteMetadata, owner: str, seconds: float, **more: Any) -> RunRecord:
-    """A run of this owner, as it is read."""
+    """Return a run of this lease holder, as it is read."""
     run = RunRecord(
         0,
         "Flow",
@@ -91,7 +91,8 @@ def test_a_deployed_run_goes_on_unless_its_engine_says_otherwise(
 def resting(
     metadata: SqliteMetadata, run: RunRecord, renews: bool
 ) -> tuple[list[float], Callable[[float], None]]:
-    """How long was rested, and what is called to rest: the run's lease goes on, or is renewed."""
+    """Return a list of pauses, and a function that pauses and adds to the list. During a pause the
+    lease of the run is renewed, or only gets older."""
     rested: list[float] = []
 
     def rest(seconds: float) -> None:

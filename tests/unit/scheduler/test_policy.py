@@ -40,7 +40,7 @@ def test_keys_of_a_later_version_are_ignored() -> None:
 
 @dataclass(frozen=True)
 class Decorator:
-    """What a decorator looks like from here."""
+    """A decorator as the policy sees it."""
 
     decorator_name: str
     times: int = 0

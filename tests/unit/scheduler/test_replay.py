@@ -11,7 +11,7 @@ from tests.machine.inspection import handles, queued, snapshot, statistics
 
 
 def half_way() -> Run:
-    """A run with something of everything: live, begun, waiting, ready, parked, open."""
+    """Return a run with something of every kind: live, started, waiting, ready, parked, open."""
     policies = {
         "inner": StepPolicy(retries=2, wait=5.0, max_workers=2),
         "outer": StepPolicy(retries=1),

@@ -25,14 +25,14 @@ LAUNCH = LaunchAttempt(7, "work", 0, NoInputs())
 
 @pytest.fixture
 def machine() -> SingleTask:
-    """A machine that has begun."""
+    """Return a machine that has started."""
     made = SingleTask(LAUNCH)
     assert [LAUNCH] == made.handle(RunStarted(), 0.0)
     return made
 
 
 def ended(state: AttemptState, reason: str = "") -> AttemptEnded:
-    """The end of the task."""
+    """Return the event of the task's end."""
     transition = Transition(("end",)) if state is AttemptState.SUCCEEDED else None
     return AttemptEnded(7, 0, Outcome(state, transition, reason))
 

@@ -27,7 +27,7 @@ NOT_RETRIED = StepPolicy(retries=1, wait=60.0)
 
 
 def fanned_out(count: int = 3, policy: StepPolicy | None = None, **options: Any) -> Run:
-    """A foreach whose first items are live, as tasks 2, 3 and 4."""
+    """Return a foreach whose first items are live, as tasks 2, 3 and 4."""
     run = Run(WIDE, {"body": policy or StepPolicy()}, **{"max_workers": 3, **options})
     run.start()
     run.succeed(1, count=count)

@@ -201,7 +201,7 @@ def test_an_end_that_is_none_counts_as_a_failure(state: AttemptState) -> None:
 
 
 def started(flow: Graph = WIDE, **options: Any) -> Run:
-    """A run of at most four workers whose start step is done; a foreach has ten items."""
+    """Return a run of at most four workers whose start step is done; a foreach has ten items."""
     policies = {"body": StepPolicy(retries=1, wait=5.0, max_workers=options.pop("bound", None))}
     run = Run(flow, policies, **{"max_workers": 4, **options})
     run.start()
@@ -210,7 +210,7 @@ def started(flow: Graph = WIDE, **options: Any) -> Run:
 
 
 def spoil(run: Run, change: str) -> None:
-    """Change what a machine holds behind its back."""
+    """Corrupt the state of a machine."""
     machine = run.machine
     board = machine._board
     live = [*board.live.values()]

@@ -27,7 +27,7 @@ COLUMNS = (
 
 
 def decoded(data: bytes) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
-    """The header, and the rows by task, as a program reads them that knows the format alone."""
+    """Return the header, and the rows by task, decoded with nothing but the documented format."""
     length = int.from_bytes(data[:4], "little")
     head = json.loads(data[4 : 4 + length])
     at = 4 + length

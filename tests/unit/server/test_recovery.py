@@ -8,7 +8,7 @@ from aflow.server.recovery import Tries, next_for
 
 
 def left(cancel: str | None = None, seconds: float = 0.0) -> RunRecord:
-    """A run that has been orphaned for this many seconds."""
+    """Return a run that has been orphaned for this many seconds."""
     return RunRecord(
         1, "Flow", "1", RunState.RUNNING, "ann", 1.0, None, 0, (), (), {}, {},
         lease=RunLease("server/gone", -seconds, cancel),

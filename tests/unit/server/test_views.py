@@ -31,7 +31,7 @@ def metadata() -> Iterator[SqliteMetadata]:
 
 
 def with_a_task(metadata: SqliteMetadata, storage: str) -> RunRecord:
-    """A run whose data are at this URL, with a task 1 of the step `work`."""
+    """Return a run whose datastore is at this URL, with a task 1 of the step `work`."""
     run = metadata.create_run(a_run(settings={"storage": storage}), b"")
     task = TaskRecord(1, "work", 99.0, inputs=encode_inputs(NoInputs()))
     metadata.commit(run.key, 0, Batch(tasks=[task]))

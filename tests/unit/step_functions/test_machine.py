@@ -54,7 +54,7 @@ def test_a_linter_of_aws_has_nothing_to_say_of_machines_and_finds_what_is_wrong(
 
 
 def linted(folder: Path, definitions: dict[str, str]) -> tuple[int, str]:
-    """What cfn-lint says of these machines in a template."""
+    """Return the findings of cfn-lint for these state machines in a template."""
     linter = shutil.which("cfn-lint", path=str(Path(sys.executable).parent))
     assert linter is not None, "cfn-lint is one of the development tools"
     role = "arn:aws:iam::123456789012:role/flows"

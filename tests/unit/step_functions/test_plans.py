@@ -242,7 +242,7 @@ def test_a_step_that_no_state_machine_can_run_is_named():
 
 
 def plain(name: str, decorate=lambda function: function) -> type[FlowSpec]:
-    """A flow of two steps, whose first one has this decorator."""
+    """Return a flow of two steps, whose first one has this decorator."""
 
     def start(self):
         self.next(self.end)

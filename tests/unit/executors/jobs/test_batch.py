@@ -221,7 +221,7 @@ def test_options_of_the_command_line_are_read_as_those_of_the_decorator() -> Non
 
 
 def step_with(**options: Any) -> Any:
-    """A step with these options of @batch."""
+    """Return a step with these options of @batch."""
 
     def start(self):
         pass

@@ -29,7 +29,7 @@ BASE = Path(__file__).parents[4] / "docker" / "kubernetes"
 
 
 def job_of(*decorators: Any, attempt: int = 0, is_gang: bool = False) -> KubernetesStepJob:
-    """How a step with these decorators is submitted."""
+    """Return the job of a step with these decorators."""
 
     def start(self):
         pass

@@ -14,7 +14,7 @@ from aflow.executors.jobs.base import CallLimits, JobState, JobStatus
 
 
 class System:
-    """A job system whose first answers are none."""
+    """A job system whose first responses are errors."""
 
     title, scope = "a job system", "here"
     limits = CallLimits(10, 10, 10)
@@ -23,7 +23,7 @@ class System:
         self.answers = [*answers]
 
     def describe(self, jobs: list[str]) -> dict[str, JobStatus]:
-        """Fails until all failures have been seen."""
+        """Fail until all failures have been raised."""
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer

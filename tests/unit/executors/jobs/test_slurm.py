@@ -15,7 +15,7 @@ from aflow.scheduler.states import AttemptState
 
 
 def arguments_of(*decorators: Any, attempt: int = 0) -> list[str]:
-    """The arguments of sbatch for a step with these decorators."""
+    """Return the arguments of sbatch for a step with these decorators."""
 
     def start(self):
         pass

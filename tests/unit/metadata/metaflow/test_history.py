@@ -22,7 +22,7 @@ VALUES: tuple[object, ...] = (None, -1, 1e300, "²", [1], {"a": 1})
 
 
 def records_of_a_run(run: str) -> dict[str, dict[str, Any]]:
-    """The files that Metaflow writes of a run, by their names."""
+    """Return the files that Metaflow writes for a run, by name."""
     step = {"flow_id": "Flow", "run_number": run, "step_name": "end", "ts_epoch": AT}
     task = {**step, "task_id": "1", "tags": ["attempt_id:0"]}
     facts = {"attempt": "0", "attempt_ok": "True", "origin-run-id": "7", "origin-task-id": "8"}

@@ -16,7 +16,7 @@ from aflow.storage.logs import LogBuffer, LogRecord, read_log
 
 
 def inside(value: object) -> object:
-    """The value, as Metaflow's client would read it."""
+    """Return the value, as Metaflow's client would read it."""
     parts, _, buffers = dump("x", "x", value, out_of_band_from=1)
     return pickle.loads(b"".join(layout.in_band(b"".join(parts), buffers)))
 

@@ -256,7 +256,7 @@ WAYS = {
 
 
 class Written:
-    """A flow in a folder of its own, with its other modules by name; made again for each value."""
+    """A flow in a separate folder, with its other modules by name; rewritten for each value."""
 
     def __init__(self, **texts: str) -> None:
         self.texts = {name.replace("__", "."): text for name, text in texts.items()}
@@ -284,7 +284,7 @@ class Written:
         self.texts["flow_of_aflow"] = IMPORTS + FLOW.format(top=top, expression=expression)
 
     def load(self, folder: Path, value: int) -> None:
-        """Write and import it, and note its fingerprints and what `probe` gives."""
+        """Write and import the flow, and record its fingerprints and the result of `probe`."""
         for name, text in self.texts.items():
             file = folder.joinpath(*name.split(".")).with_suffix(".py")
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -328,7 +328,7 @@ def check(folders: Path, ways: list[str]) -> None:
 
 
 def changed(folders: Path, written: Written) -> set[str]:
-    """The steps whose fingerprint changes with the value; the same value has the same ones."""
+    """Return the steps whose fingerprint changes with the value; an equal value has equal ones."""
     found = []
     for value in (1, 1, 2):
         written.load(folders / str(next(counted)), value)

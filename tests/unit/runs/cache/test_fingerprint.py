@@ -75,8 +75,8 @@ Reader = Callable[..., dict[str, Fingerprint]]
 
 @pytest.fixture
 def read(tmp_path: Path) -> Iterator[Reader]:
-    """Fingerprints of the flow, with texts of its two files replaced: each in a folder of its
-    own, as another checkout of the same code would be."""
+    """Return the fingerprints of the flow, with replacements in its two files: each in a separate
+    folder, like another checkout of the same code."""
     count = 0
     made: list[str] = []
 
@@ -106,7 +106,7 @@ def read(tmp_path: Path) -> Iterator[Reader]:
 
 
 def changed(read: Reader, *replacements: tuple[str, str]) -> dict[str, set[str]]:
-    """The names whose digests differ, by step, where any does."""
+    """Return the names whose digests differ, by step, if any differ."""
     before, now = read(), read(*replacements)
     found = {
         step: {name for name, _ in before[step].items() ^ now[step].items()} for step in before

@@ -2,7 +2,7 @@
 
 An object store holds named bytes. Names are relative paths of `[A-Za-z0-9_.-]` parts joined by
 `/`. Only this package builds them, from validated ids and digests (`check_name` rejects all other
-names). No name is a prefix folder of another: if `a/b` is an object, `a` is not.
+names). No name is also a folder of other names: if `a/b` is an object, `a` is not.
 
 The contract of every backend, checked by tests/contracts/test_storage.py:
 

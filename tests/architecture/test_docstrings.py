@@ -25,7 +25,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 # A decorator of click makes its function a command or a group: the docstring is its help text.
 _OF_CLICK = {"command", "group", "callback"}
 _PROPERTIES = {"property", "cached_property", "setter", "deleter"}
-# A first sentence that begins so says what comes back; a section would say it twice.
+# Such a first sentence describes the result; a Returns section would repeat it.
 _SAYS_RETURN = re.compile(r"(?:Return|Yield)s?\b")
 # The same function of another class, a coroutine here, is documented there.
 _SAYS_WHERE = re.compile(r"See `?[A-Z]\w+\.\w+`?\.$")
@@ -181,11 +181,11 @@ def overrides(each: Defined) -> bool:
             if each.node.name in known[name][0]:
                 return True
             waiting.extend(known[name][1])
-    # What the standard library or a dependency calls has their documentation.
+    # Methods that the standard library or a dependency calls are documented there.
     return bool(own & FOREIGN)
 
 
-# Classes of others, whose methods are documented where they come from.
+# Classes of other projects, whose methods are documented there.
 FOREIGN = {
     "Group", "Command", "Context", "ParamType", "Option", "HelpFormatter", "HTMLParser", "Handler",
     "BaseHTTPRequestHandler", "MetaPathFinder", "Loader", "DatagramProtocol", "Popen",

@@ -9,7 +9,7 @@ import re2
 
 from tests.architecture.sources import text_of, tracked, violations
 
-# Each with what is written in its place.
+# Each with its replacement.
 REPLACED = {
     r"\banew\b": "again, new",
     r"\btold\b": "reported, notified, listed, asked to",

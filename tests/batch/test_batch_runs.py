@@ -75,7 +75,7 @@ class Bench:
             yield process
         finally:
             process.kill()
-            print(process.communicate()[0])  # what a test that fails here shows
+            print(process.communicate()[0])  # the output of failing tests
 
     def until_listed(self, *, flow: bool = True, **count: int) -> str:
         """Wait until the unfinished jobs are in these states, and return the list."""
@@ -351,7 +351,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @packages.needs_another
-@pytest.mark.timeout(900)  # two runs, one after the other, whose jobs begin with nothing
+@pytest.mark.timeout(900)  # two consecutive runs, whose jobs start without packages
 def test_four_steps_have_four_versions_of_a_package_and_two_pythons_in_jobs_without_an_index(
     bench: Bench, tiny: Path
 ) -> None:

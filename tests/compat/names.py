@@ -13,7 +13,7 @@ from metaflow.exception import MetaflowException
 PUBLIC = ("", "cards", "client", "events", "exception", "multicore_utils", "plugins.parsers")
 # All that these define themselves.
 DEFINED = ("mflog.mflog", "tagging_util", "unbounded_foreach")
-# Classes that user code makes or refers to, by where it imports them from.
+# Classes that user code instantiates or refers to, by the module that it imports them from.
 USED = {
     "metadata_provider": ["MetaDatum"],
     "plugins": ["InternalTestUnboundedForeachInput"],

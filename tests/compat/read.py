@@ -9,7 +9,7 @@ import json
 import os
 import sys
 
-if len(sys.argv) > 2:  # ours: where Metaflow is installed, too
+if len(sys.argv) > 2:  # ours: aflow's client, even if Metaflow is installed
     from aflow.compat import metaflow
 
     metaflow.install()

@@ -43,7 +43,7 @@ def _account(request: pytest.FixtureRequest) -> None:
         request.getfixturevalue("aws")
 
 
-PATIENCE = 600.0  # seconds of grace for tests in which nobody may be killed
+PATIENCE = 600.0  # seconds of grace for tests in which no process may be killed
 
 
 # ------------------------------------------------------------------ how attempts end

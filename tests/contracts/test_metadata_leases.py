@@ -165,7 +165,7 @@ def test_in_a_file_leases_end_in_time_though_the_clock_of_the_machine_is_set(
     store = SqliteMetadata(tmp_path / "metadata.db", clock=clock)
     run = store.create_run(a_run(), b"", A, LEASE)
     clock.jump(hours * 3600)
-    other = SqliteMetadata(tmp_path / "metadata.db", clock=clock)  # a process that begins later
+    other = SqliteMetadata(tmp_path / "metadata.db", clock=clock)  # a process that starts later
     reader = SqliteMetadata(tmp_path / "metadata.db", read_only=True, clock=clock)
 
     clock.advance(LEASE - 1)

@@ -224,7 +224,7 @@ def test_a_server_that_stays_away_ends_in_a_sentence(own_server: Server) -> None
     store.close()
 
 
-# ------------------------------------------------------------------ what is said
+# ------------------------------------------------------------------ errors
 
 
 def check_sentence(url: str, *parts: str) -> None:

@@ -15,7 +15,7 @@ from tests.contracts.queue_backends import BACKENDS, MAX_DELIVERIES, Backend, po
 from tests.support.s3 import ACCESS
 from tests.support.waiting import select_nothing
 
-LONG = 60.0  # seconds of a lease that does not end meanwhile
+LONG = 60.0  # seconds of a lease that does not expire during the test
 WAIT = 20.0  # seconds after which a test would fail
 pytestmark = pytest.mark.asyncio
 
@@ -452,7 +452,7 @@ async def test_waiting_can_be_cancelled_and_loses_nothing(queue: Queue, other: Q
     assert "a" == (await one(other)).id
 
 
-# ------------------------------------------------------------------ the ends of leases
+# ------------------------------------------------------------------ expiry of leases
 
 
 async def test_an_acknowledged_message_is_gone(queue: Queue, backend: Backend) -> None:
@@ -482,7 +482,7 @@ async def test_who_has_lost_a_lease_changes_nothing(
     queue: Queue, other: Queue, backend: Backend
 ) -> None:
     await queue.put("t", messages("a", "b"))
-    mine = await one(queue)  # first: the other lease may end before another call is made
+    mine = await one(queue)  # first: the other lease may expire before the next call
     late = await one(queue, backend.shortest)
     again = await one(other)
     assert late.id == again.id
@@ -505,7 +505,7 @@ async def test_a_lease_that_is_extended_does_not_end(
     queue: Queue, other: Queue, backend: Backend
 ) -> None:
     await queue.put("t", messages("a"))
-    for ttl in (backend.shortest, 1.0, LONG):  # on a busy machine the first may end too early
+    for ttl in (backend.shortest, 1.0, LONG):  # the first may expire early on a busy machine
         lease = await one(queue, ttl)
         try:
             (longer,) = await queue.extend([lease], 2 * LONG)

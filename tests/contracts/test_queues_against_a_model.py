@@ -33,7 +33,7 @@ class Entry:
 
     deliveries: int = 0
     token: str | None = None
-    until: float = 0.0  # when the lease or the delay ends
+    until: float = 0.0  # when the lease or the delay expires
     buried: bool = False
 
 

@@ -165,7 +165,7 @@ def test_what_is_refused_is_said_at_once(
     with S3(s3root=place) as s3, pytest.raises(kind, match=reported):
         s3.get("x")
 
-    # botocore asks where a bucket that is elsewhere is, and tries there; aflow does not ask again.
+    # botocore looks up the region of the bucket and retries there; aflow does not retry.
     asked = 2 if status == 301 else 1
     assert [asked, asked] == [first, len(proxy.requests(target="/x")) - first]
 

@@ -14,7 +14,7 @@ from tests.docker.podman import IMAGE, USER, Podman, hardened
 from tests.support import packages
 from tests.support.s3 import S3Bucket
 
-# One process of the test session builds the image, for all tests; making the base takes a while.
+# One process of the test session builds the image for all tests: building the base is slow.
 pytestmark = [pytest.mark.xdist_group("containers"), pytest.mark.timeout(900)]
 
 FLOW = """

@@ -150,7 +150,7 @@ def containers(
         places = {
             "AFLOW_DATASTORE_SYSROOT_S3": f"s3://{s3_bucket.name}/runs",
             "AFLOW_S3_ENDPOINT_URL": s3_bucket.endpoint,
-            # The password is in a variable of its own, as in the stack.
+            # The password is in a separate variable, as in the stack.
             "AFLOW_DEFAULT_METADATA": database.replace(":secret@", "@"),
             "AFLOW_QUEUE": redis_with_password,
             "PGPASSWORD": "secret",

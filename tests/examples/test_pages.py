@@ -52,7 +52,7 @@ if __name__ == "__main__":
     MyFlow()
 """
 
-# Pages with commands that are run elsewhere, and where.
+# Pages whose commands are run by other tests, and these tests.
 ELSEWHERE = {
     "aws.md": "tests/stack/test_pipeline.py, tests/docker",
     "batch.md": "tests/batch/test_batch_runs.py",
@@ -193,14 +193,14 @@ def pages() -> list[str]:
     ]
 
 
-# Commands that another page, or a test, runs with what they need.
+# Commands that another page or test runs with their requirements.
 NEEDS_MORE = {
     "aflow metadata-service --metadata postgresql://aflow@db/aflow --host 0.0.0.0 --port 8080",
     "aflow cancel MyFlow/1234",
     "aflow logs -f MyFlow/1234 --server http://host:8180",
     "aflow server --metadata postgresql://aflow@db/aflow --storage s3://bucket/aflow",
 }
-# What has to be there before a command can do what it says.
+# What must exist before a command can succeed.
 FIRST = {
     "python flow.py run --debug train": 'sed -i \'s/print("trained with"/breakpoint(); print("t"/\''
     " flow.py",

@@ -184,7 +184,7 @@ def test_nothing_piles_up_in_a_program_whose_coordinators_die_again_and_again(
     files = open_files()
     threads_then = soak(12)
 
-    # A server of other tests, in a thread of this process, may have a connection meanwhile.
+    # A server of other tests, in a thread of this process, may have a connection at this time.
     wait_until(lambda: open_files() <= files, lambda: (files, open_files()))
-    # One may be about to end.
+    # One thread may be about to exit.
     assert len(threads_then) - len(threads) <= 1, (threads, threads_then)

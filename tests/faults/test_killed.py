@@ -28,7 +28,7 @@ def test_workers_and_coordinators_killed_at_random_change_nothing_of_500_tasks(
     cloud.write(SQUARES)
     workers = [cloud.start_worker("--slots", "1", "--lease", "3") for _ in range(2)]
     coordinator = cloud.begin("--isolation", "worker")
-    settled: dict[int, int] = {}  # committed tasks, and how often they had begun by then
+    settled: dict[int, int] = {}  # committed tasks, and how often they had started by then
     for mark in sorted(lots.sample(range(5, TASKS - 50), 8)):
         wait_until(
             lambda: len(cloud.ledger.lines()) >= mark or coordinator.poll() is not None  # noqa: B023

@@ -86,7 +86,7 @@ def test_the_outcome_of_a_worker_that_slept_past_its_lease_is_refused(
     go.touch()
     for pid in asleep:
         os.kill(pid, signal.SIGCONT)
-    wait_until(lambda: noted(fleet, "ended first"))  # it has an outcome of its own, too late
+    wait_until(lambda: noted(fleet, "ended first"))  # it has its own outcome, too late
     first.send_signal(signal.SIGTERM)
     assert 0 == fleet.ends(first)  # and has said so
     shared.touch()
@@ -94,7 +94,7 @@ def test_the_outcome_of_a_worker_that_slept_past_its_lease_is_refused(
     assert 0 == fleet.ends(run), fleet.output()
     second.send_signal(signal.SIGTERM)
     assert 0 == fleet.ends(second)
-    # It had begun before the other's outcome was committed.
+    # It had started before the outcome of the other one was committed.
     check(fleet, expected)
 
 

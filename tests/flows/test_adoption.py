@@ -150,7 +150,7 @@ def attempts_of(left: Left) -> Counter[AttemptState]:
 
 def test_a_run_goes_on_where_its_coordinator_was_killed(left: Left) -> None:
     left.begin_and_kill("--max-workers", "2", started=4)
-    wait_until(lambda: [] == processes_in(left.workspace.path))  # its tasks end with it
+    wait_until(lambda: [] == processes_in(left.workspace.path))  # its tasks exit with it
     left.keep_the_lease()
     early = left.recover()
     assert 2 == early.code

@@ -163,7 +163,7 @@ def program(workspace: Workspace, *args: str) -> Ran:
     return Ran(process.returncode, process.stdout, process.stderr)
 
 
-# ------------------------------------------------------------ what is run again
+# ------------------------------------------------------------ steps that run again
 
 
 def test_nothing_is_run_again_when_nothing_has_changed(flow: Workspace) -> None:
@@ -197,7 +197,7 @@ def test_a_run_without_caching_computes_everything(flow: Workspace) -> None:
 
 def test_another_parameter_runs_all_that_can_read_it(flow: Workspace) -> None:
     assert [*ALL[:-1], "end runs [10, 20, 30] 0.2"] == printed(flow.run("--cache", "--lr", "0.2"))
-    assert [] == printed(flow.run("--cache"))  # what was computed with 0.1 is still known
+    assert [] == printed(flow.run("--cache"))  # the results with 0.1 are still cached
 
 
 def test_a_change_in_a_helper_module_runs_the_steps_that_use_it(flow: Workspace) -> None:
@@ -449,7 +449,7 @@ def test_artifacts_and_items_with_sets_of_texts_are_the_same_in_every_process(
     """Texts hash differently in every process, so that equal sets have different pickles."""
     first = ["start runs 1", "each runs 30", "each runs 1", "end runs 30"]
     for seed, expected in (("1", first), ("2", ["start runs 2"])):
-        # `start` has changed, so that it runs again; what it leaves has not.
+        # `start` has changed, so it runs again; its artifacts have not changed.
         workspace.write(SETS.replace("SEED", seed))
         ran = workspace.run("--cache", PYTHONHASHSEED=seed)
         assert 0 == ran.code, ran.err

@@ -149,7 +149,7 @@ def test_workers_in_a_cluster_serve_the_queue_and_are_replaced_with_their_node(
     _started.append(run)
     began = workspace.path.glob
     wait_until(lambda: 2 <= len([*began("began-*")]), lambda: (kept.lines, made.said()))
-    kept.until("begins on", 2)  # what a worker says comes by the cluster, and is lost with its node
+    kept.until("begins on", 2)  # a worker's output is lost with its node
     made.lose_a_node()
     kept.until("is lost")
     kept.until("begins on", 3)

@@ -217,7 +217,7 @@ def test_warnings_of_the_code_check_are_shown_if_wanted(flow: Workspace) -> None
     assert 0 == command(flow, "check").code
     shown = command(flow, "check", "--warnings")
     assert 1 == shown.code
-    assert "imported but unused" in shown.err  # what the head of the file imports for all flows
+    assert "imported but unused" in shown.err  # the imports at the top of all flow files
 
 
 # ------------------------------------------------------------ decorators

@@ -369,7 +369,7 @@ def test_bars_are_drawn_on_a_terminal_and_the_log_is_whole(workspace: Workspace)
         while select.select([ours], [], [], 60)[0]:
             try:
                 shown += os.read(ours, 1 << 16)
-            except OSError:  # Linux says so where the other end of a terminal is closed
+            except OSError:  # EIO: Linux's error if the other end of a terminal is closed
                 break
             if not goes_on and re.search(rb"each\b.*2/2", shown):
                 (workspace.path / "seen").write_text("")
@@ -482,7 +482,7 @@ def test_logs_of_an_earlier_attempt_are_kept(workspace: Workspace) -> None:
     assert "this is attempt 0" in script(workspace, "logs", "--attempt", "0", path).out
 
 
-# ------------------------------------------------------------ what is not there
+# ------------------------------------------------------------ missing things
 
 
 @pytest.mark.parametrize("command", ["dump", "logs"])

@@ -66,7 +66,7 @@ async def test_a_run_can_be_cancelled_twice_and_late(flow: type[FlowSpec], tmp_p
 async def test_leaving_the_block_stops_what_runs_and_leaves_nothing_behind(
     flow: type[FlowSpec], tmp_path: Path
 ) -> None:
-    async with coordinator(tmp_path) as runs:  # what is opened once and kept, is open now
+    async with coordinator(tmp_path) as runs:  # opens files that stay open
         await (await runs.start(flow)).wait()
     before, others = open_files(), children()  # others: servers of other tests, in this process
     async with coordinator(tmp_path, max_workers=2) as runs:

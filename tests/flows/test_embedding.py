@@ -38,7 +38,7 @@ def states(folder: Path) -> list[RunState]:
         metadata.close()
 
 
-# ---------------------------------------------------------------- how many runs at once
+# ---------------------------------------------------------------- limit of concurrent runs
 
 
 async def test_a_run_too_many_waits_until_another_one_has_ended(
@@ -202,7 +202,7 @@ async def test_nothing_is_left_in_the_program_and_its_signals_are_its_own(
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     monkeypatch.setenv("TMPDIR", str(scratch))
-    async with coordinator(tmp_path / "data") as runs:  # what is opened once and kept, is open now
+    async with coordinator(tmp_path / "data") as runs:  # opens files that stay open
         await (await runs.start(flow)).wait()
     before = traces()
 

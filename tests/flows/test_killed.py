@@ -55,7 +55,7 @@ class Log:
         assert process.stdout is not None
         self._stdout = process.stdout
         self.lines: list[str] = []
-        self.begun = set[int]()  # the processes in which a task has begun
+        self.begun = set[int]()  # the processes in which a task has started
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 

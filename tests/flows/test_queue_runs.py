@@ -394,7 +394,7 @@ def test_messages_are_signed_where_there_is_a_key(workers: Workers) -> None:
 
         assert_ended_well(workers, workers.run(AFLOW_SIGNING_KEY=KEY))
 
-        # Somebody without the key puts the same messages there again: nothing is run once more.
+        # A client without the key puts the same messages again: nothing runs a second time.
         queue.execute("DROP TRIGGER see")
         again = queue.execute(
             "INSERT INTO messages (topic, id, body) SELECT topic, id || 'x', body FROM seen"
@@ -445,7 +445,7 @@ def test_a_signed_message_of_an_attempt_that_has_failed_is_run_by_no_other_worke
         while "(attempt 1) begins" not in first.stderr.readline():
             continue
         queue.execute("DROP TRIGGER see")
-        # The message of the attempt that has failed, and copies of both under ids of their own.
+        # The message of the failed attempt, and copies of both with new ids.
         queue.execute(
             "INSERT INTO messages (topic, id, body) "
             "SELECT topic, id, body FROM seen WHERE id LIKE '%:0'"

@@ -17,7 +17,7 @@ from tests.flows.test_queue_runs import Workers
 from tests.support.aws.account import Account
 from tests.support.servers import Server
 
-# One process of the test session has the stand-in.
+# One process of the test session runs the stand-in.
 pytestmark = pytest.mark.xdist_group("account")
 PASSWORD = "correct horse battery staple"
 _numbers = itertools.count()
@@ -42,7 +42,7 @@ def get(id: str | None, role: str | None = None, **options: Any) -> dict[str, st
     return dict(SecretsManager().get(id, options, role))
 
 
-# ------------------------------------------------------------ what a secret gives
+# ------------------------------------------------------------ variables of a secret
 
 
 def test_every_key_of_an_object_is_a_variable_that_has_a_text(account: Account, name: str) -> None:
@@ -89,7 +89,7 @@ def test_a_role_is_assumed(account: Account, name: str, monkeypatch: pytest.Monk
     assert f":assumed-role/{role.rpartition('/')[2]}/" in assumed
 
 
-# ------------------------------------------------------------ what is not available
+# ------------------------------------------------------------ unavailable secrets
 
 
 def refused(id: str | None, **options: Any) -> str:

@@ -55,7 +55,7 @@ class Seen(NamedTuple):
         return str(found[name])
 
 
-# What each key is seen by: its value, found where it has its effect.
+# How each key is observed: its value at the place of its effect.
 EFFECTS: dict[str, Callable[[Seen, str], object]] = {
     "BATCH_CONTAINER_IMAGE": lambda seen, value: seen.definition["image"] == value,
     "BATCH_JOB_QUEUE": lambda seen, value: (

@@ -87,7 +87,7 @@ class Terminal:
         assert select.select([self._ours], [], [], PATIENCE)[0], self.rows()
         try:
             data = os.read(self._ours, 1 << 16)
-        except OSError:  # Linux says so where the other end of a terminal is closed
+        except OSError:  # EIO: Linux's error if the other end of a terminal is closed
             return False
         self.bytes += data
         self._stream.feed(data)

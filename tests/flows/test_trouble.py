@@ -186,7 +186,7 @@ def test_a_daemon_that_holds_on_to_stdout_does_not_hold_up_the_run(
     ran = workspace.run("--isolation", isolation)
     assert ran.code == 0, ran.out + ran.err
     assert "left it behind" in ran.lines
-    workspace.check()  # it is gone, too
+    workspace.check()  # it has exited, too
 
 
 STARTS_OTHERS = """
@@ -562,7 +562,7 @@ def test_an_exception_of_many_megabytes_is_recorded_in_few_kilobytes(workspace: 
     assert 5_000 > len(failed.attempt.reason)
 
 
-NOBODY = 61_234  # a user who has no other process, and so a limit of processes of his own
+NOBODY = 61_234  # a user without other processes, and so with a separate process limit
 AS_NOBODY = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
 
 

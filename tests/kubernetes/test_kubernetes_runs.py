@@ -62,7 +62,7 @@ class Bench:
             yield process
         finally:
             process.kill()
-            print(process.communicate()[0])  # what a test that fails here shows
+            print(process.communicate()[0])  # the output of failing tests
 
     def until_running(self, count: int) -> list[str]:
         """Wait until so many pods run, and have begun their tasks; their names."""

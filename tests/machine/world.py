@@ -224,7 +224,7 @@ class World(Run):
     def _policy(self, step: str) -> StepPolicy:
         return self.policies.get(step, StepPolicy())
 
-    # ------------------------------------------------------------------ ends
+    # ------------------------------------------------------------------ ends of attempts
 
     def succeed_as_chosen(self, task: int) -> None:
         """End the live attempt of the task successfully, with the chosen transition."""

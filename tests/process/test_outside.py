@@ -54,7 +54,7 @@ def read(folder: str | bytes | Path, expression: str) -> str:
     return done.stdout.strip()
 
 
-# What the program sees of what it has set itself, and of what it was given.
+# The program's view of the settings that it made or inherited.
 SEEN = """
 import random, socket, subprocess, sys
 random.seed(42)

@@ -46,11 +46,11 @@ import mirror
 from aflow import NBRunner
 NBRunner(mirror.MirrorFlow, False, pylint=False, base_dir=".").nbrun()
 """
-# The words of `python mirror.py` that a command of aflow stands for.
+# The equivalent arguments of `python mirror.py` for a command of aflow.
 MEANT = {"aflow run": ["run", "--no-pylint"], "python -m aflow": ["--no-pylint", "run"]}
-# What is not the same by intention, and why.
+# Intended differences, and their reasons.
 OURS = {
-    "isolation worker": {"threads", "native_threads"},  # two threads that take what is printed
+    "isolation worker": {"threads", "native_threads"},  # two threads that read the output
 }
 
 
@@ -233,7 +233,7 @@ def test_a_task_of_a_server_sees_what_the_program_sees_that_the_server_runs(mirr
 def test_a_job_of_aws_batch_runs_the_whole_file_with_the_variables_of_its_step(
     mirror: Path, aws: Account
 ) -> None:
-    program = mirror / "mirror.py"  # jobs have an environment of their own
+    program = mirror / "mirror.py"  # jobs have a separate environment
     place = repr(str(mirror / "seen"))
     program.write_text(program.read_text().replace('os.environ["MIRROR_FILE"]', place))
     notes = mirrored(mirror, [*PYTHON, "run", "--executor", "batch"])
@@ -479,7 +479,7 @@ def test_with_process_fork_what_tasks_must_not_share_is_refused_with_the_reason(
     assert sentence in ran.err
 
 
-# What Python and the C library read once, when a program begins.
+# Settings that Python and the C library read only once, at the start of a program.
 READ_ONCE = {
     "TZ": "Asia/Tokyo",
     "PYTHONPATH": "extra",

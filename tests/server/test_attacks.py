@@ -316,7 +316,7 @@ def test_heads_that_can_be_read_in_two_ways_end_the_connection(served: Daemon, w
     with served.socket() as connection:
         with contextlib.suppress(
             ConnectionError, ssl.SSLError
-        ):  # it may end before all of it was sent
+        ):  # the server may close the connection before everything was sent
             connection.sendall(attacks.HEADS[what])
         said = b""
         with contextlib.suppress(ConnectionError, ssl.SSLError):

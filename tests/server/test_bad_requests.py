@@ -43,7 +43,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         {"package": KEY, "script": "flow.py", "parameters": {"a": "x" * 200_000}},
         {"package": KEY, "script": "flow.py", "tags": [1]},
         {"package": KEY, "script": "flow.py", "max_workers": True},
-        {"package": KEY, "script": "flow.py"},  # a package that nobody has sent
+        {"package": KEY, "script": "flow.py"},  # a package that was not uploaded
     ],
 )
 def test_an_order_that_cannot_be_is_refused(daemon: Daemon, fields: dict[str, Any]) -> None:

@@ -189,7 +189,7 @@ def test_connections_leave_descriptors_for_the_work() -> None:
     assert 0 < room() <= 1000
 
 
-# ------------------------------------------------------------------ runs that do not begin
+# ------------------------------------------------------------------ runs that do not start
 
 
 def runs_with(code: str, folder: Path, patience: float) -> tuple[Runs, RunRequest]:

@@ -181,7 +181,7 @@ def test_a_run_goes_on_where_the_service_is_broken_for_a_while(
     def next_manner() -> Manner:
         nonlocal away_until
         number = next(calls)
-        if number == 4:  # some time after the run has begun
+        if number == 4:  # some time after the start of the run
             away_until = time.monotonic() + AWAY
         if time.monotonic() < away_until:
             return refuses

@@ -25,7 +25,7 @@ from tests.support.servers import Server
 from tests.support.service import InThread
 
 SCHEMA = schemathesis.openapi.from_dict(document(description()))
-SCHEMA.config.phases.coverage.enabled = False  # half a minute more: for who has the time
+SCHEMA.config.phases.coverage.enabled = False  # takes another half minute: optional
 CHECKS = [
     not_a_server_error,
     content_type_conformance,

@@ -61,7 +61,7 @@ class Bench:
             yield Running(process)
         finally:
             process.kill()
-            print(process.communicate()[0])  # what a test that fails here shows
+            print(process.communicate()[0])  # the output of failing tests
 
     def queue(self, form: str = "%T") -> list[str]:
         """Return squeue's list of unfinished jobs."""

@@ -92,7 +92,7 @@ def test_the_second_job_runs_the_flow_with_the_settings_of_a_stack(
         "STACK": made.name,
         "AFLOW_USER": jobs["deploy"]["env"]["AFLOW_USER"],
         "AFLOW_HOME": str(tmp_path / "home"),
-        "METAFLOW_SERVICE_URL": service.url,  # the stand-in has nobody at the address of the API
+        "METAFLOW_SERVICE_URL": service.url,  # the stand-in has no server at the address of the API
     }
     try:
         *_, listed, _ = carried_out(commands(jobs["deploy"]), project, **environment)

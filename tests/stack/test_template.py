@@ -40,7 +40,7 @@ WITHOUT_RESOURCES = {
     "logs:DescribeLogGroups",
     "ecr:GetAuthorizationToken",
 }
-# What is to be in a working configuration.
+# The keys of a working configuration.
 SETTINGS = {
     "AFLOW_BATCH_ASSIGN_PUBLIC_IP",
     "AFLOW_BATCH_GPU_JOB_QUEUE",

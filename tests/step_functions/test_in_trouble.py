@@ -99,7 +99,7 @@ def test_what_happens_to_jobs_is_survived_or_reported(aws, tmp_path, monkeypatch
     _a_job_whose_machine_goes_away_is_tried_again(aws, tmp_path, post)
     _a_job_that_somebody_stops_ends_the_run(aws, tmp_path, post)
 
-    # The stand-in lets an execution whose time is over catch that, too.
+    # In the stand-in, an execution can catch its own timeout, too.
     assert ended(aws, "Timed", slow) in ("TIMED_OUT", "FAILED")
     wait_until(
         lambda: recorded(aws, "Trouble", slow).state is RunState.FAILED,

@@ -214,7 +214,7 @@ def test_a_failed_run_goes_on_where_it_has_failed(aws, tmp_path):
     triggered = deployer.create().trigger()
     stopped = triggered.wait_for_run(DEADLINE)
     triggered.terminate()
-    # ABORTED in AWS; the stand-in lets an execution that is stopped catch that.
+    # ABORTED in AWS; in the stand-in, an execution can catch its own abort.
     assert ended(aws, machine, stopped.id) in ("ABORTED", "FAILED")
     assert RunState.CANCELLED is recorded(aws, "Mended", stopped.id).state
 

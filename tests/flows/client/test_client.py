@@ -73,7 +73,7 @@ def test_every_object_can_be_pickled_and_shown(two_runs: tuple[Run, Run]) -> Non
     assert 1 == pickle.loads(pickle.dumps(task.data)).x
 
 
-# Without the rights of root, where the tests have them: what nobody may write is to be read.
+# Drop root's privileges, if the tests have them: read-only files must be readable.
 WITHOUT_RIGHTS = (
     []
     if os.getuid()

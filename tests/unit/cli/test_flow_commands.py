@@ -357,7 +357,7 @@ def test_a_plain_run_is_understood_as_click_understands_it(words: tuple[str, ...
     assert (ManyFlow, "many.py", words) == (session.flow, session.script, session.argv)
 
 
-# What `run` is called with where nothing is said: by its own defaults, and those of a run.
+# The arguments of `run` without options: its own defaults, and those of a run.
 UNSAID = {
     **{each.name: getattr(RunOptions(), each.name) for each in fields(RunOptions)},
     **dict.fromkeys(SETTINGS.keys() & {each.name for each in fields(RunOptions)}),

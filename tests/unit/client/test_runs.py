@@ -86,7 +86,7 @@ def test_runs_are_read_page_by_page(records: Records) -> None:
 
 def test_more_runs_than_one_query_gives_are_listed(records: Records) -> None:
     for number in range(1, 1102):
-        records.run(str(number), at=BEGIN)  # all at once: their keys tell the order
+        records.run(str(number), at=BEGIN)  # all at the same time: their keys determine the order
 
     assert [str(number) for number in range(1101, 0, -1)] == [run.id for run in Flow("Flow")]
     assert 700 == len(list(Flow("Flow").runs(limit=700)))

@@ -90,7 +90,7 @@ def test_a_runtime_folder_that_somebody_has_prepared_is_refused(shared: Path) ->
         runtime_folder("queues")
 
 
-# ------------------------------------------------------------------ what is not a file
+# ------------------------------------------------------------------ things that are not files
 
 
 @pytest.mark.parametrize("what", ["FIFO", "device", "folder", "socket"])

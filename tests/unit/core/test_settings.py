@@ -462,7 +462,7 @@ def test_a_file_in_the_folder_that_all_may_write_to_is_refused(world: World, nam
     (folder / name).chmod(0o666)
     with pytest.raises(InvalidSetting, match=f"The file {folder / name} lets others write to it"):
         Settings.load(world.env, world.project)
-    folder.chmod(0o700)  # nobody else reaches what is in it
+    folder.chmod(0o700)  # other users cannot access it
     assert folder == Settings.load(world.env, world.project).root
 
 

@@ -40,7 +40,7 @@ from tests.support.s3 import S3Bucket
 from tests.support.servers import free_port
 
 PROGRAM = ("aflow", "_task")
-BEGUN = "aflow: This is not a job of a run"  # what it says when it runs without variables
+BEGUN = "aflow: This is not a job of a run"  # its output when it runs without variables
 # Without `site` and the working folder there is the standard library alone.
 BARE = [sys.executable, "-S", "-P"]
 NOW = time.time()

@@ -18,7 +18,7 @@ HEAD = (
     "retry, catch, concurrency, timeout, environment, resources\n"
 )
 
-# What is wrong, the flow from line 2 on, and the problems: line and part of the sentence.
+# The error, the flow from line 2 on, and the problems: line and part of the message.
 Fault = tuple[str, str, list[tuple[int, str]]]
 MakeFlow = Callable[[str], type[FlowSpec]]
 

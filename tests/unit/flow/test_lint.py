@@ -28,7 +28,7 @@ def test_a_fault_is_reported_with_its_line(
         assert part in problem.message
 
 
-# What follows self.next( in step start, and what is wrong with it.
+# The arguments of self.next( in step start, and the error in them.
 CALLS = [
     (")", "without a step"),
     ("self.a, self.a)", "leads to 'a' twice"),

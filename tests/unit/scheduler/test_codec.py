@@ -31,7 +31,7 @@ from aflow.scheduler.messages import (
 from aflow.scheduler.states import AttemptState
 
 numbers = st.integers(0, 2**63 - 1)
-# Any text at all: a reason may hold surrogates, which stand for bytes that were not text.
+# Any string: a reason may contain surrogates, which represent undecodable bytes.
 texts = st.text(st.characters(exclude_categories=()), max_size=20)
 steps = st.lists(texts, max_size=3).map(tuple)
 transitions = st.builds(Transition, steps, st.none() | texts, st.none() | numbers)

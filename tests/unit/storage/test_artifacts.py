@@ -465,7 +465,7 @@ def test_an_untouched_large_array_is_saved_again_without_hashing(
         pytest.skip("there is no /proc/self/smaps to tell which pages were written to")
     entry = ArtifactWriter(disk).save("x", large)
     value = ArtifactReader(disk).load("x", entry)
-    damage(disk, entry.blobs[0][0])  # who hashed it again would find another key
+    damage(disk, entry.blobs[0][0])  # hashing it again would give another key
 
     assert math.isfinite(value.sum())
     assert entry.blobs == ArtifactWriter(disk).save("y", value).blobs

@@ -159,7 +159,7 @@ def test_there_are_no_other_items(blobs: BlobStore, index: int) -> None:
         ItemReader(blobs).read(stored, index).value(blobs)
 
 
-LARGE = [f"item {number} {'x' * 80}" for number in range(3000)]  # more than is read at once
+LARGE = [f"item {number} {'x' * 80}" for number in range(3000)]  # more than one read
 
 
 @pytest.mark.parametrize("hold", [False, True])

@@ -177,7 +177,7 @@ def test_names_of_jobs_are_those_that_a_host_may_have() -> None:
     assert job_name(("7",), "x").startswith("a-7")
 
 
-# ------------------------------------------------------------------ how pods end
+# ------------------------------------------------------------------ ends of pods
 
 
 def pod(phase: str = "Failed", **status: Any) -> dict[str, Any]:

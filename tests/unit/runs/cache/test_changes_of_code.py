@@ -208,13 +208,13 @@ WAYS = {
     "a context variable": ("xN = contextvars.ContextVar('x', default=E)", "xN.get()"),
     "a generator that was begun": ("xN = (each for each in [E])", "(E, xN)[0]"),
     "a memory view": ("xN = memoryview(bytes([E]))", "xN[0]"),
-    # What is found by a text.
+    # Values that are found by a string.
     "getattr of a module": ("xN = E", "getattr(sys.modules[__name__], 'x' + 'N')"),
     "globals()": ("def fN():\n    return E", "globals()['f' + 'N']()"),
     "eval": ("def fN():\n    return E", "eval('f' + 'N()')"),
     "exec at the top": ("nN = {}\nexec('def f(): return %d' % E, globals(), nN)", "nN['f']()"),
     "methodcaller": ("class CN:\n    def m(self):\n        return E\noN = CN()", "operator.methodcaller('m')(oN)"),
-    # What is done when the module is imported.
+    # Code that runs when the module is imported.
     "a change of another module": ("string.probe_of_aflow_N = E", "string.probe_of_aflow_N"),
     "a change by a function": (
         "def fN():\n    string.probe_of_aflow_N = E\nfN()",

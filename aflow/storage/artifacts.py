@@ -218,7 +218,7 @@ class Manifest:
             raise StorageError(f"A manifest is damaged: {str(error).rstrip('.')}.") from error
 
     def names(self) -> set[str]:
-        """The names of all artifacts of this task, inherited ones included."""
+        """Return the names of all artifacts of this task, including inherited ones."""
         return set(self.artifacts).union(*self.inherited.values())
 
     def origins(self) -> dict[str, int]:

@@ -65,7 +65,7 @@ class Bench:
 
     @contextmanager
     def running(self, *words: str, **env: str) -> Iterator[subprocess.Popen[str]]:
-        """A run of the flow in trouble, which goes on."""
+        """Start a run of the flow with faults."""
         process = subprocess.Popen(
             [sys.executable, str(TROUBLE), "run", *words],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.folder,

@@ -285,7 +285,7 @@ def descriptors() -> list[str]:
 
 
 def processes_with(mark: str) -> list[int]:
-    """Return all processes that have inherited the variable, whatever their parent is."""
+    """Return all processes that have inherited the variable, even if their parent has changed."""
     found = []
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) == os.getpid():

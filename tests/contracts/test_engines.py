@@ -95,8 +95,8 @@ class Bench:
         ]
 
     def left(self) -> dict[str, list[dict[str, str]]]:
-        """What the latest run has left, by step: the artifacts of its tasks, in an order of their
-        own. (The code stands in another folder in each job.)"""
+        """Return the artifacts of the latest run, sorted, by step. (The path of the code differs in
+        each job.)"""
         client.metadata(f"local@{self.folder}/.aflow")
         run: Any = client.Flow("Engines", _namespace_check=False).latest_run
         return {

@@ -40,7 +40,7 @@ class Bench:
         self.cluster = cluster
 
     def run(self, *words: str, code: int = 0, file: Path = JOBS, **env: str) -> str:
-        """What a command of the flow says."""
+        """Run a command of the flow, and return its output."""
         done = subprocess.run(
             [sys.executable, str(file), *words], capture_output=True, text=True, cwd=self.folder,
             env={**os.environ, **env},
@@ -52,7 +52,7 @@ class Bench:
     def running(
         self, *words: str, file: Path = JOBS, **env: str
     ) -> Iterator[subprocess.Popen[str]]:
-        """A run of the flow, which goes on."""
+        """Start a run of the flow."""
         process = subprocess.Popen(
             [sys.executable, str(file), "run", *words],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.folder,

@@ -125,7 +125,7 @@ def assert_tasks_see(
 
 
 def variables_of(notes: list[dict[str, Any]]) -> dict[str, str]:
-    """What the module has seen of the variable when it was run, by step."""
+    """Return the variable's value when the module was run, by step."""
     return {each["where"]: each["variable"] for each in notes if each["where"] != "block"}
 
 

@@ -55,7 +55,7 @@ def make_due(daemon: Daemon, name: str, **changes: Any) -> dict[str, Any]:
 
 
 def order_for(daemon: Daemon) -> dict[str, Any]:
-    """What to run, of the package that is there already."""
+    """Upload the package, and return the request for its run."""
     data = code_package.pack({"flow.py": daemon.path / "flow.py"})
     _, kept = daemon.ask("POST", "/v1/packages", data, "application/x-tar")
     return {"package": kept["package"], "script": "flow.py", "flow": "Flow_"}

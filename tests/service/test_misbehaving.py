@@ -93,7 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
         manner(self, body)
 
     def asked(self, body: bytes) -> tuple[int, bytes]:
-        """What the service answers."""
+        """Return the response of the service."""
         connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=100)
         try:
             connection.request("POST", self.path, body)

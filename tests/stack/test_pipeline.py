@@ -46,7 +46,8 @@ def jobs(repository: Path) -> dict[str, Any]:
 
 
 def commands(job: dict[str, Any]) -> list[str]:
-    """What the job runs, but for the installation, which the machine of the test has had."""
+    """Return the commands of the job, without the installation, which the test machine already
+    has."""
     found = [step["run"] for step in job["steps"] if "run" in step]
     assert INSTALL in found
     return [each for each in found if each != INSTALL]

@@ -88,7 +88,7 @@ class Team:
 
     @functools.cached_property
     def account(self) -> OnStack:
-        """Where the stack is."""
+        """The account of the stack."""
         return OnStack(self.stack.server)
 
     @property

@@ -11,9 +11,9 @@ DEVICES = "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "SLURM_JOB_GPUS"
 
 
 class Engines(FlowSpec):
-    """What every engine has to do: a foreach that loses a node, a gang, a foreach in a foreach with
-    a retry, a loop, a step that fails for good, one that asks for a GPU, and one that fails until
-    the run is resumed. Files in a folder say what has run, and what is to happen."""
+    """A flow for every engine: a foreach that loses a node, a gang, a foreach in a foreach with a
+    retry, a loop, a step that always fails, one that requires a GPU, and one that fails until the
+    run is resumed. Files in a folder record what has run and control the faults."""
 
     folder = Parameter("folder")
 

@@ -305,7 +305,7 @@ class Asking(ManyFlow):
 
 
 def understood(*words: str, flow: type[FlowSpec] = ManyFlow) -> Any:
-    """What `run` is called with, if it is without click."""
+    """Return the arguments of `run` if it is parsed without click."""
     return plain.understood(flow, "many.py", Defined(flow, GivenConfigs()), words, words)
 
 
@@ -373,7 +373,8 @@ NAMES = [name for each in RUN.params for name in (*each.opts, *each.secondary_op
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_option_is_understood_otherwise_than_click_does(name: str) -> None:
-    """Whether or not it can be had without click, and if a parameter of the flow is called so."""
+    """This holds for options that need click and those that do not, and if a parameter has the same
+    name."""
     values = ["1", "a", "{}", "", "service", "task", "./run", "--quiet"]
     calls = [("run", name), (name, "run"), ("run", "--quiet", name.replace("-", "_"))]
     calls += [("run", name, value) for value in values]

@@ -111,7 +111,8 @@ class StepContext:
         return [(frame.index, frame.num_splits, self._item(frame)) for frame in self.stack]
 
     def _item(self, frame: ForeachFrame) -> Any:
-        items = self._manifests.of(frame.split).items
+        # The foreach may have grown since this process has read its manifest for an earlier task.
+        items = self._manifests.with_item(frame.split, frame.index).items
         if items is None:
             # Members of a gang have no items; their input is their index, as in Metaflow.
             kind = self.definition.graph[frame.step].kind

@@ -232,6 +232,20 @@ class StoredManifests(Manifests):
                 raise StorageError(f"The manifest of task {task} did not come with the attempt.")
         return super().of(task)
 
+    def with_item(self, task: int, index: int) -> Manifest:
+        """Return the manifest of a task that opens a foreach, with the item at `index`."""
+        manifest = self.of(task)
+        if manifest.items is None or index < manifest.items[0]:
+            return manifest
+        # Payloads for earlier items contain the manifest as it was then.
+        for key in [*reversed(self._sources)]:
+            manifests, _ = self._opened(key)
+            found = Manifest.decode(manifests[task]) if task in manifests else manifest
+            if found.items is not None and index < found.items[0]:
+                self.remember(task, found)
+                return found
+        return manifest
+
     def page(self, inputs: FromForeach, start: int) -> list[tuple[int, int, str, Manifest]]:
         """Return up to PAGE inputs of a foreach join, starting at split index `start`."""
         _, rows = self._opened(self._pages[inputs][start // PAGE])

@@ -63,6 +63,7 @@ class Execution:
         "held",
         "hooks",
         "inputs",
+        "is_bound",
         "is_cancelled",
         "pid",
         "spec",
@@ -73,6 +74,7 @@ class Execution:
     )
 
     def __init__(self, spec: AttemptSpec, step: StepDefinition, started_at: float) -> None:
+        self.is_bound = False  # whether the flow can be read and stored
         self.is_cancelled: Callable[[], bool] = _never
         self.spec = spec
         self.step = step
@@ -289,6 +291,7 @@ class AttemptRunner:
         values = self._current_values(spec)
         execution.token = current._set(values)
         bind(execution.flow, execution.task)
+        execution.is_bound = True
         if execution.step.takes_inputs:
             execution.inputs = execution.task.join_inputs()
         if not execution.step.decorators:
@@ -498,7 +501,9 @@ class AttemptRunner:
         catch = execution.step.decorator("catch")
         final = execution.spec.final or not may_be_retried(execution.step, error)
         is_ours = is_cancellation(error) and execution.is_cancelled()
-        if catch is not None and final and catches(error) and not is_ours:
+        # Without its inputs the step has no artifacts that @catch could store.
+        is_caught = execution.is_bound and catches(error) and not is_ours
+        if catch is not None and final and is_caught:
             if catch.print_exception:
                 self._print_caught(execution, error)
             try:

@@ -117,6 +117,35 @@ def test_tasks_begin_while_the_generator_still_yields(workspace: Workspace, isol
     workspace.check()
 
 
+def test_one_process_reads_items_that_were_generated_after_its_first_task(
+    workspace: Workspace,
+) -> None:
+    """Coroutine steps share a process, which has cached the list of the first items."""
+    workspace.write(
+        HAND_IN_HAND.replace("    DECORATOR\n", "")
+        # Without artifacts of the first step, its manifest is not sent along to the later ones.
+        .replace('        self.word = "x" * 100_000\n', "")
+        .replace(", len(self.word)", "")
+        .replace("self.next(self.join)", "self.next(self.later)")
+        .replace('        open(f"done-{self.input}", "w").close()\n', "")
+        .replace(
+            "    @step\n    def join",
+            "    @step\n"
+            "    async def later(self):\n"
+            '        open(f"done-{self.input}", "w").close()\n'
+            "        self.next(self.join)\n\n"
+            "    @step\n"
+            "    def join",
+        )
+    )
+
+    ran = workspace.run()
+
+    assert 0 == ran.code, ran.err
+    seen = [(number, None) for number in range(4)]
+    assert f"seen {seen}" in ran.lines
+
+
 def test_a_generator_that_fails_later_fails_its_run_and_is_resumed_anew(
     workspace: Workspace,
 ) -> None:

@@ -165,12 +165,12 @@ class KnownManifests(Manifests):
         return self._by_task[task]
 
     def page(self, inputs: FromForeach, start: int) -> list[tuple[int, int, str, Manifest]]:
-        """Return all inputs of a foreach join, starting at split index `start`."""
+        """Return up to PAGE inputs of a foreach join, starting at split index `start`."""
         tasks = self._in_split.get(inputs.split, {})
         return [
             (index, task, step, self._by_task[task])
             for index, (task, step) in sorted(tasks.items())
-            if index >= start
+            if start <= index < start + PAGE
         ]
 
 

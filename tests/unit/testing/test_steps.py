@@ -19,6 +19,7 @@ from aflow.errors import (
     MergeArtifactsError,
     TaskTimedOut,
 )
+from aflow.task.inputs import PAGE
 from aflow.testing import run_step
 
 T = TypeVar("T")
@@ -180,6 +181,11 @@ def test_the_inputs_of_a_foreach_join_are_a_list() -> None:
     assert [3, 1, 2] == run_step(
         Training.gather, inputs=[{"seen": n} for n in (3, 1, 2)]
     ).artifacts["all"]
+
+
+def test_each_of_many_inputs_of_a_join_is_read_once() -> None:
+    inputs = [{"seen": n} for n in range(2 * PAGE + 1)]
+    assert [*range(2 * PAGE + 1)] == run_step(Training.gather, inputs=inputs).artifacts["all"]
 
 
 def test_the_inputs_of_a_join_of_branches_are_named_and_merged() -> None:

@@ -2,8 +2,8 @@
 
 A task reuses the result of the corresponding task in the origin: same step, same inputs, same item
 of the same foreach. So a task whose inputs were computed again is never reused, and if the graph
-has changed, only the changed part and what follows it runs. Blobs are shared by key; only manifests
-are written again, with the task numbers of the new run.
+has changed, only the changed part and what follows it runs. A gang runs or is reused as a whole.
+Blobs are shared by key; only manifests are written again, with the task numbers of the new run.
 """
 
 from __future__ import annotations
@@ -85,12 +85,29 @@ class ResumedRun:
         """Return the result of the corresponding task of the origin; None if there is none."""
         inputs = self._in_origin(launch.inputs)
         found = None
-        if inputs is not None:
+        if inputs is not None and self._is_whole(launch, inputs):
             found = self._finished.get((launch.step, encode_inputs(inputs), launch.index))
         reused = None if found is None else self._take_over(launch, *found)
         if reused is None:
             self.dismiss(launch)
         return reused
+
+    def _is_whole(self, launch: LaunchAttempt, inputs: Inputs) -> bool:
+        """Return whether all members of the task's gang can be reused; True if it has none.
+
+        Members start together and may wait for each other, so a part of a gang cannot run.
+        """
+        if launch.step not in self._graph.gangs or not launch.opens_index:
+            return True
+        encoded = encode_inputs(inputs)
+        for index in range(launch.count or 0):
+            found = self._finished.get((launch.step, encoded, index))
+            if found is None or not self._fits(launch.step, Manifest.decode(found[1])):
+                return False
+        return True
+
+    def _fits(self, step: str, manifest: Manifest) -> bool:
+        return fits(self._graph, step, Transition(*manifest.transition))
 
     def dismiss(self, launch: LaunchAttempt) -> None:
         """Note that the task runs, so that no task that reads its results is reused either."""
@@ -100,8 +117,7 @@ class ResumedRun:
 
     def _take_over(self, launch: LaunchAttempt, task: int, data: bytes) -> ReusableResult | None:
         manifest = Manifest.decode(data)
-        transition = Transition(*manifest.transition)
-        if not fits(self._graph, launch.step, transition):
+        if not self._fits(launch.step, manifest):
             return None
         self._origin_of[launch.task] = task
         self._number_in[task] = launch.task
@@ -111,7 +127,7 @@ class ResumedRun:
             each._replace(split=number_in[each.split]) for each in manifest.stack
         )
         origin = f"{self._origin}/{launch.step}/{task}"
-        return ReusableResult(origin, manifest.encode(), transition)
+        return ReusableResult(origin, manifest.encode(), Transition(*manifest.transition))
 
     def _in_origin(self, inputs: Inputs) -> Inputs | None:
         """Return the inputs with the origin's task numbers; None if one was computed again."""

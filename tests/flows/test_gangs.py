@@ -80,6 +80,53 @@ def test_a_gang_that_cannot_run_at_once_is_refused(workspace: Workspace) -> None
     assert "--max-workers 3" in ran.err
 
 
+FAILS_ONCE = """
+from aflow import cache, parallel, resources
+
+class Flow_(FlowSpec):
+    @step
+    def start(self):
+        self.next(self.work, num_parallel=2)
+
+    DECORATORS
+    @parallel
+    @step
+    def work(self):
+        member = current.parallel.node_index
+        print("member", member)
+        if member == 1 and not os.path.exists("mended"):
+            raise ValueError("broken")
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        print("join")
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("decorators", "again"),
+    [("@resources(cpu=0.1)", "resume"), ("", "resume"), ("@cache", "run")],
+)
+def test_a_gang_runs_again_as_a_whole(workspace: Workspace, decorators: str, again: str) -> None:
+    workspace.write(FAILS_ONCE.replace("DECORATORS", decorators))
+    assert 1 == workspace.run("--max-workers", "2").code
+    (workspace.path / "mended").touch()
+    ran = workspace.finish(workspace.start("--no-pylint", again, "--max-workers", "2"))
+    assert 0 == ran.code, ran.err
+    for line in ("member 0", "member 1", "join"):
+        assert line in ran.out
+
+    ran = workspace.finish(workspace.start("--no-pylint", again, "--max-workers", "2"))
+    assert 0 == ran.code, ran.err
+    assert "member" not in ran.out
+
+
 def test_a_gang_step_that_was_started_otherwise_is_reported(workspace: Workspace) -> None:
     workspace.write(
         """

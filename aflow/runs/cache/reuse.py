@@ -192,6 +192,7 @@ class CachedTasks:
         self._places: dict[int, tuple[int, str, int]] = {}  # live task -> split, step, index
         self._branches: defaultdict[int, dict[tuple[str, int], int]] = defaultdict(dict)
         self._keys: dict[int, bytes] = {}
+        self._whole: dict[int, bool] = {}  # split of a gang -> whether all its members are cached
         self.settled(PARAMETERS_TASK, parameters)
 
     # ------------------------------------------------------------ before a launch
@@ -203,11 +204,31 @@ class CachedTasks:
         code = self._code.get(launch.step)
         if code is None:
             return None
+        self._keys[launch.task] = self._key(launch, code)
+        return self._find(launch, code) if self._is_whole(launch, code) else None
+
+    def _key(self, launch: LaunchAttempt, code: str) -> bytes:
         inputs = [self._left[task].content for task in self._input_tasks(launch)]
-        key = bytes.fromhex(_hash((_VERSION, launch.step, code, inputs, self._place(launch))))
-        self._keys[launch.task] = key
-        found = self._metadata.cached(self._flow, key)
+        return bytes.fromhex(_hash((_VERSION, launch.step, code, inputs, self._place(launch))))
+
+    def _find(self, launch: LaunchAttempt, code: str) -> ReusableResult | None:
+        found = self._metadata.cached(self._flow, self._key(launch, code))
         return None if found is None else self._fit(found, launch)
+
+    def _is_whole(self, launch: LaunchAttempt, code: str) -> bool:
+        """Return whether all members of the task's gang are cached; True if it has none.
+
+        Members start together and may wait for each other, so a part of a gang cannot run.
+        """
+        split, index, count = launch.split, launch.index, launch.count
+        if launch.step not in self._graph.gangs or not launch.opens_index:
+            return True
+        if split is None or index is None or count is None:
+            return True
+        if split not in self._whole:
+            members = (launch._replace(index=each) for each in range(count))
+            self._whole[split] = all(self._find(each, code) is not None for each in members)
+        return self._whole[split] if index + 1 < count else self._whole.pop(split)
 
     def _input_tasks(self, launch: LaunchAttempt) -> list[int]:
         if isinstance(launch.inputs, FromForeach):

@@ -352,6 +352,7 @@ class Zygotes:
         link.close()
         for child in [child for child, of in self._of.items() if of is link]:
             del self._of[child]
+            self._forget_learner(child)
             self._children.not_forked(child, reason)
 
     def close(self) -> None:

@@ -13,15 +13,20 @@ from pathlib import Path
 
 import pytest
 
+from aflow._core.clock import SystemClock
+from aflow._core.system import usable_cpus
 from aflow.errors import AflowError
 from aflow.executors.base import Orphan
 from aflow.executors.local import executor
 from aflow.executors.local.zygote_client import ZygoteProcess
 from aflow.executors.local.zygote_start import spawn_zygote
+from aflow.flow.spec import define
+from aflow.task.program import request_of
 from tests.contracts.executing import (
     BATCH,
     EVERYWHERE,
     KINDS,
+    Recorder,
     context_in,
     ends,
     executing,
@@ -30,6 +35,7 @@ from tests.contracts.executing import (
     nothing_left,
     settled,
 )
+from tests.contracts.flow_of_actions import ActionFlow
 from tests.support.aws.furnished import Account
 
 pytestmark = pytest.mark.timeout(120)
@@ -316,6 +322,22 @@ async def test_stopping_before_the_start_does_nothing() -> None:
         assert [] == bench.zygotes
 
 
+async def test_cancelling_before_a_process_is_needed_does_nothing(tmp_path: Path) -> None:
+    with nothing_left():
+        definition = define(ActionFlow)
+        lazy = executor.ProcessExecutor(
+            executor.needs_of(definition),
+            request_of(definition),
+            spawn_zygote,
+            SystemClock(),
+            max_workers=2,
+            is_lazy=True,
+        )
+        await lazy.start(context_in(tmp_path), Recorder())
+        lazy.cancel(1, 0)  # an attempt of another executor of the run
+        await lazy.stop()
+
+
 async def test_a_start_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
     with nothing_left():
         bench = new_executor()
@@ -463,6 +485,21 @@ async def test_attempts_are_lost_with_the_zygote_and_the_next_ones_run(
         assert ["succeeded", "cancelled"] == await bench.ended(later, cancelled)
         assert 2 == len(bench.zygotes)
         assert ends(child)
+
+
+async def test_attempts_whose_python_cannot_start_do_not_hold_up_others(tmp_path: Path) -> None:
+    bench = new_executor()
+    needs = bench.executor._needs
+    broken = {"PYTHONHOME": str(tmp_path / "nowhere")}
+    needs["act"] = needs["act"]._replace(environment=broken)
+    await bench.executor.start(context_in(tmp_path), bench.recorder)
+    tasks = [bench.launch("speak") for _ in range(usable_cpus() + 2)]
+    other = bench.launch("speak", step="act_async")
+
+    assert ["lost"] * len(tasks) == await bench.ended(*tasks)
+    assert "the step's PYTHONHOME has ended" in bench.reason(tasks[-1])
+    assert ["succeeded"] == await bench.ended(other)
+    await bench.executor.stop()
 
 
 async def test_where_no_zygote_can_be_had_attempts_are_lost_until_one_can(

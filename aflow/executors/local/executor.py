@@ -329,6 +329,8 @@ class ProcessExecutor:
         if self._withdraw(attempt_key):
             self._end_unstarted(attempt_key, AttemptState.CANCELLED, CANCELLED)
             return
+        if self._link is None:
+            return  # no process runs; another executor may have the attempt
         self._fresh.cancel(task, attempt)
         for pool in self._pools.values():
             pool.cancel(task, attempt)

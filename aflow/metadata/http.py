@@ -294,9 +294,9 @@ class ServiceMetadata(_Port):  # type: ignore[misc]
             made: RunRecord = _value(answer)
         except VersionConflict:
             there: RunRecord | None = self.run(run.flow, run.run) if again else None
-            if there is None or there._replace(key=run.key, version=run.version) != run:
+            if there is None or _holder_of(there) != holder or _as_read(there) != _as_read(run):
                 raise
-            return there
+            return run._replace(key=there.key, version=there.version)
         return made
 
     def commit(self, run_key: int, version: int, batch: Batch, mark: str = "") -> int:
@@ -306,6 +306,23 @@ class ServiceMetadata(_Port):  # type: ignore[misc]
     def close(self) -> None:
         """Close the connections. Idempotent."""
         self._caller.close()
+
+
+def _holder_of(run: RunRecord) -> str:
+    return "" if run.lease is None else run.lease.holder
+
+
+def _as_read(run: RunRecord) -> RunRecord:
+    """Return a run as a store returns it, without the fields that the store fills in."""
+    return run._replace(
+        key=0,
+        version=0,
+        tags=tuple(sorted({*run.tags})),
+        system_tags=tuple(sorted({*run.system_tags})),
+        graph=json.loads(json.dumps(run.graph)),
+        settings=json.loads(json.dumps(run.settings)),
+        lease=None,
+    )
 
 
 def _calls(name: str) -> Callable[..., Any]:

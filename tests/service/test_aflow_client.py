@@ -180,6 +180,20 @@ def test_a_write_whose_answer_was_lost_is_done_once(tmp_path: Path) -> None:
         other.close()
 
 
+def test_a_run_with_a_coordinator_whose_answer_was_lost_is_created_once(tmp_path: Path) -> None:
+    with running(tmp_path / "metadata.db", keys=()) as service:
+        store = Deaf(service.url, {}, SystemClock())
+        sent = a_run(tags=("b", "a"), system_tags=("y:1", "x:2"), graph={"steps": ("a", "b")})
+
+        made = store.create_run(sent, b"parameters", "a coordinator", 30.0)
+
+        assert sent == made._replace(key=sent.key, version=sent.version)
+        assert made.key == store.run(sent.flow, sent.run).key
+        with pytest.raises(VersionConflict):
+            store.create_run(sent, b"parameters", "another coordinator", 30.0)
+        store.close()
+
+
 def test_what_is_no_call_is_refused(tmp_path: Path) -> None:
     import urllib.error
     import urllib.request

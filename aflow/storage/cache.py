@@ -13,7 +13,7 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from aflow._core.private_folders import read_regular
@@ -122,18 +122,22 @@ class CachedStore:
         size = sum(memoryview(part).nbytes for part in parts)
         if not name.startswith(_PREFIX) or size > min(LARGEST, self._limit):
             return
-        self._make_room(size)
         path = self._path(name)
         check = 0
         try:
+            self._make_room(size)
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor, made = tempfile.mkstemp(dir=path.parent, prefix=".")
-            with os.fdopen(descriptor, "wb") as file:
-                for part in parts:
-                    check = zlib.crc32(part, check)
-                    file.write(part)
-                file.write(_CHECK.pack(_MAGIC, check, size))
-            os.replace(made, path)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    for part in parts:
+                        check = zlib.crc32(part, check)
+                        file.write(part)
+                    file.write(_CHECK.pack(_MAGIC, check, size))
+                os.replace(made, path)
+            except BaseException:
+                os.unlink(made)  # otherwise it would occupy the rest of a full disk
+                raise
         except OSError:  # for example a full disk or missing permissions: the cache is optional
             return
 
@@ -151,8 +155,9 @@ class CachedStore:
         for _, each, path in found:
             if total <= self._limit:
                 return
-            path.unlink(missing_ok=True)
-            total -= each
+            with suppress(OSError):  # evicted by another process, or of another user
+                path.unlink()
+                total -= each
 
     def _copies(self) -> Iterator[tuple[float, int, Path]]:
         for path in self._folder.glob("blobs/*/*"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -88,3 +89,28 @@ def test_a_folder_that_cannot_be_written_costs_time_alone(
     store.put("blobs/aa/x", [b"1"])
 
     assert b"1" == store.get("blobs/aa/x")
+
+
+def test_a_copy_that_cannot_be_completed_leaves_no_file(
+    store: CachedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*paths: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    store.put("blobs/aa/x", [b"0123456789"])
+
+    assert [] == copies(tmp_path)
+
+
+def test_copies_that_may_not_be_evicted_make_no_call_fail(
+    store: CachedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    for number in range(4):
+        store.put(f"blobs/aa/{number}", [bytes(4_000)])
+
+    assert bytes(4_000) == store.get("blobs/aa/3")

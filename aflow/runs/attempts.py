@@ -150,6 +150,7 @@ class _Log:
         default_factory=lambda: (LineSplitter(), LineSplitter())
     )
     chunks: int = 0
+    latest: asyncio.Future[None] | None = None  # the storing of the latest chunk
     # By stream: the time at which the state of its progress bar is shown next.
     show_at: list[float | None] = field(default_factory=lambda: [None, None])
 
@@ -264,6 +265,8 @@ class AttemptLogs:
             inline = buffer.take_chunk()
         elif buffer.size:
             unstored = self._store_chunk((task, attempt), log)
+        elif log.latest is not None and not log.latest.done():
+            unstored = log.latest
         return lines, Kept(inline, log.chunks, buffer.stdout_size, buffer.stderr_size, unstored)
 
     def _flush(self) -> None:
@@ -292,6 +295,7 @@ class AttemptLogs:
         self._on_their_way += 1
         self._stored_chunks += 1
         future.add_done_callback(lambda done: self._note(attempt_key, chunks, done))
+        log.latest = future
         return future
 
     def _note(self, attempt_key: AttemptKey, chunks: int, future: asyncio.Future[None]) -> None:

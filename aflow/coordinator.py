@@ -573,6 +573,8 @@ def _machine(
     for step, bound in bounds.items():
         own = policies[step].max_workers
         policies[step] = replace(policies[step], max_workers=min(bound, own or bound))
+    if options.clone_only:  # tasks without a result must not keep others of their step from theirs
+        policies = {step: replace(each, max_workers=None) for step, each in policies.items()}
     return RunMachine(
         definition.graph,
         policies,

@@ -151,6 +151,37 @@ def test_what_is_finished_can_be_taken_over_without_running_the_rest(failed: Wor
     failed.check()
 
 
+def test_the_limit_of_a_step_does_not_keep_its_tasks_from_being_taken_over(
+    workspace: Workspace,
+) -> None:
+    workspace.write("""
+        from aflow import concurrency
+        class Flow_(FlowSpec):
+            @step
+            def start(self):
+                self.xs = [0, 1]
+                self.next(self.work, foreach="xs")
+            @concurrency(limit=1)
+            @retry(times=1, minutes_between_retries=0.001)
+            @step
+            def work(self):
+                assert self.input, "item 0 fails, and item 1 runs before it is retried"
+                self.next(self.join)
+            @step
+            def join(self, inputs):
+                self.next(self.end)
+            @step
+            def end(self):
+                pass
+        """)
+    assert 1 == workspace.run().code
+    ran = resume(workspace, "--clone-only")
+    assert 0 == ran.code, ran.err
+    assert ["start", "work"] == sorted(
+        task.origin_pathspec.split("/")[2] for step in newest(workspace)[0] for task in step
+    )
+
+
 def test_a_step_to_rerun_is_left_out_of_what_is_only_taken_over(failed: Workspace) -> None:
     assert 0 == resume(failed).code
     ran = resume(failed, "join", "--clone-only")

@@ -92,6 +92,7 @@ class Board:
         if task.has_reservation:
             task.has_reservation = False
             self.reserved -= 1
+            task.step.reserved -= 1
         if not task.number:
             self.launched += 1
             task.number = self.launched
@@ -134,7 +135,7 @@ class Board:
         count = gang.expected
         return gang.next > 0 or (
             len(self.live) + self.reserved + count <= self.workers
-            and gang.body.launched + count <= gang.body.bound
+            and gang.body.launched + gang.body.reserved + count <= gang.body.bound
         )
 
     def begin(self, task: LiveTask, handle: str) -> None:
@@ -214,6 +215,7 @@ class Board:
         if task.is_member and not task.has_reservation:
             task.has_reservation = True
             self.reserved += 1
+            task.step.reserved += 1
 
     def pending(self) -> list[LiveTask]:
         """Return the ready, parked and waiting tasks, without foreach items that never started."""
@@ -234,5 +236,5 @@ class Board:
         for step in self.steps.values():
             step.parked.clear()
             step.parked_items.clear()
-            step.ready = step.waiting = 0
+            step.ready = step.waiting = step.reserved = 0
         return dropped

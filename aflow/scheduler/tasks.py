@@ -195,13 +195,13 @@ class LiveStep:
     """One step: the parts of its node and policy that are used often, and its counters.
 
     `parked` and `parked_items` are tasks and foreaches that only the step's own limit keeps from
-    starting.
+    starting. `reserved` places of its limit are kept for members of gangs that are retried.
     """
 
     __slots__ = (
         "bound", "cancelled", "done", "failed", "inlets", "is_join", "join", "kind", "launched",
-        "name", "next", "parked", "parked_items", "policy", "ready", "running", "targets",
-        "waiting",
+        "name", "next", "parked", "parked_items", "policy", "ready", "reserved", "running",
+        "targets", "waiting",
     )  # fmt: skip
 
     def __init__(self, node: Node, policy: StepPolicy) -> None:
@@ -216,7 +216,7 @@ class LiveStep:
         self.bound = policy.max_workers or _UNBOUNDED
         self.parked: deque[LiveTask] = deque()
         self.parked_items: list[Items] = []
-        self.ready = self.launched = self.running = self.waiting = 0
+        self.ready = self.launched = self.running = self.waiting = self.reserved = 0
         self.done = self.failed = self.cancelled = 0
 
     @property

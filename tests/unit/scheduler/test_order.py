@@ -229,6 +229,24 @@ def test_two_gangs_that_lose_members_do_not_take_each_others_places() -> None:
     assert [members[0], members[2]] == sorted(again)
 
 
+def test_a_gang_keeps_its_places_within_the_limit_of_its_step_while_members_are_retried() -> None:
+    policies = {"member": StepPolicy(retries=2, wait=60.0, max_workers=2)}
+    run = Run(GANG, policies, max_workers=8)
+    run.start()
+    run.succeed(1, count=2)
+    run.succeed(2, count=2)
+    run.succeed(3, count=2)
+    first = sorted(run.live)
+    assert 2 == len(first)
+
+    # Members of the other gang would take the places, and later wait for each other in vain.
+    assert [] == launches(run.end(first[0], AttemptState.FAILED))
+    assert [] == launches(run.end(first[1], AttemptState.FAILED))
+    assert first == sorted(each.task for each in launches(run.wake()))
+    run.succeed(first[0])
+    assert ["member"] * 2 == [each.step for each in launches(run.succeed(first[1]))][-2:]
+
+
 def test_a_gang_that_its_step_has_no_room_for_is_refused() -> None:
     run = Run(GANG, {"member": StepPolicy(max_workers=2)}, max_workers=8)
     run.start()

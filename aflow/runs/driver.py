@@ -230,8 +230,7 @@ class RunDriver:
 
     async def _release(self) -> None:
         """Stop live attempts and release all resources. Idempotent."""
-        for timer in self._timers.values():
-            timer.cancel()
+        self._stop_timers()
         # Live attempts of a run that was left or taken over belong to its next coordinator.
         left = self._leaves or self._is_lost
         try:
@@ -240,17 +239,25 @@ class RunDriver:
         finally:
             await (self._executor.leave() if left else self._executor.stop())
         await self._logs.close()
+        self._stop_timers()  # attempts that started meanwhile have set one again
         if self._leaves:
             await self._commits.release_lease(self._lease_holder)
         await self._commits.close()
         self._publisher.flush()
 
+    def _stop_timers(self) -> None:
+        for timer in self._timers.values():
+            timer.cancel()
+
     def cancel(self, reason: str) -> None:
-        """Stop the run: cancel live attempts and launch no more. Idempotent.
+        """Stop the run: cancel live attempts and launch no more. Idempotent; has no effect on a run
+        that has been left or taken over, because its next coordinator would find it cancelled.
 
         Args:
             reason: The reason, as one sentence; it is recorded with the run.
         """
+        if self._ended.done():
+            return
         if self._machine.stopping is None:
             self._publish_stopping(reason)
         self._handle(CancelRequested(reason))
@@ -398,6 +405,8 @@ class RunDriver:
     def _reuse_some(self) -> None:
         """Settle tasks with reused results, AT_ONCE at a time: each may make further tasks ready,
         and other callbacks must not wait for all of them."""
+        if self._ended.done():
+            return
         for _ in range(min(AT_ONCE, len(self._reused))):
             self._reuse(*self._reused[0])
             self._reused.popleft()
@@ -618,8 +627,9 @@ class RunDriver:
             self._publisher.publish(event)
             if type(event) is TaskEnded:
                 self._executor.forget(event.task, event.attempt)
-        for command in launches:
-            self._launch(command)
+        if not self._ended.done():  # an attempt of a run that was left is its next coordinator's
+            for command in launches:
+                self._launch(command)
         if self._final is not None and self._final[0] == number and not self._ended.done():
             ended = self._final[1]._replace(at=self._clock.now())
             self._publisher.publish(ended)

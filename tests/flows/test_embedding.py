@@ -16,7 +16,13 @@ from typing import Any
 import pytest
 
 from aflow.coordinator import Coordinator
-from aflow.errors import CoordinatorClosed, CoordinatorFull, InvalidInput, InvalidParameter
+from aflow.errors import (
+    CoordinatorClosed,
+    CoordinatorFull,
+    InvalidInput,
+    InvalidParameter,
+    RunLeft,
+)
 from aflow.flow.spec import FlowSpec
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.scheduler.states import RunState
@@ -150,6 +156,36 @@ async def test_a_start_that_is_going_on_when_the_block_ends_is_stopped_in_it(
         await asyncio.sleep(0)
     assert RunState.CANCELLED is (await (await late).wait()).state
     assert [RunState.CANCELLED] == states(tmp_path)
+
+
+async def test_a_run_that_is_left_is_not_cancelled_by_the_end_of_the_block(
+    flow: type[FlowSpec], tmp_path: Path
+) -> None:
+    async with coordinator(tmp_path) as runs:
+        left = await runs.start(flow, rest=0.2)
+        await at_work(left)
+        left.leave()
+        left.cancel("too late")
+    with pytest.raises(RunLeft):
+        await left.wait()
+    assert [RunState.RUNNING] == states(tmp_path)
+    async with coordinator(tmp_path) as runs:
+        recovered = await runs.recover(flow, left.id)
+        assert RunState.SUCCEEDED is (await recovered.wait()).state
+
+
+async def test_a_run_that_is_left_as_it_starts_sets_no_timer_for_later(
+    flow: type[FlowSpec], tmp_path: Path
+) -> None:
+    errors: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, error: errors.append(error))
+    async with coordinator(tmp_path) as runs:
+        left = await runs.start(flow, rest=0.6)
+        left.leave()
+    async with coordinator(tmp_path) as runs:  # takes longer than a timer of the first would
+        recovered = await runs.recover(flow, left.id)
+        assert RunState.SUCCEEDED is (await recovered.wait()).state
+    assert [] == errors
 
 
 async def test_a_cancel_can_be_awaited_to_know_how_the_run_ended(

@@ -51,6 +51,7 @@ except ImportError as error:
 
 PREFIX = "aflow"
 LONGEST_WAIT = 20.0  # seconds of one blocking call, since some networks drop idle connections
+LOOK_AGAIN = 1.0  # seconds until a client that was woken by messages that it skips waits again
 _PATIENCE = LONGEST_WAIT + 10  # timeout of a call in seconds
 _OPTIONS: dict[str, Any] = {
     "socket_connect_timeout": 10,
@@ -164,22 +165,36 @@ class RedisQueue(Queue):
             check_topic(topic)
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + wait
+        woken_by: bytes | None = None
         while True:
-            taken, due = await self._take(topics, limit, ttl, skip)
+            taken, due, has_skipped = await self._take(topics, limit, ttl, skip)
+            if woken_by is not None and has_skipped and not taken:
+                # The message may be one that only other clients lease: wake the next of them.
+                async with self._errors_named():
+                    await self._redis.rpush(woken_by, "1")
             left = give_up_at - loop.time()
             if taken or left <= 0:
                 return taken
-            await self._wait(topics, min(left, LONGEST_WAIT, *due))
+            if woken_by is not None and has_skipped:
+                # Otherwise this client, if no other waits, would wake itself again and again.
+                await asyncio.sleep(min(left, LOOK_AGAIN, *due))
+                left = give_up_at - loop.time()
+            woken_by = await self._wait(topics, min(left, LONGEST_WAIT, *due))
 
     async def _take(
         self, topics: Sequence[str], limit: int, ttl: float, skip: Collection[str]
-    ) -> tuple[list[Lease], list[float]]:
-        """Return the leases, and the seconds until leased or delayed messages become ready."""
+    ) -> tuple[list[Lease], list[float], bool]:
+        """Return the leases, the seconds until leased or delayed messages become ready, and whether
+        ready messages were skipped."""
         taken: list[Lease] = []
         due: list[float] = []
+        has_skipped = False
         for topic in topics:
             token = f"{uuid.uuid4().hex}-"
-            found, next_due = await self._run("lease", topic, limit - len(taken), ttl, token, *skip)
+            found, next_due, skipped = await self._run(
+                "lease", topic, limit - len(taken), ttl, token, *skip
+            )
+            has_skipped = has_skipped or skipped > 0
             taken += [
                 Lease(
                     topic=topic,
@@ -195,14 +210,15 @@ class RedisQueue(Queue):
                 break
             if next_due:
                 due.append(max(float(next_due), 0.0))
-        return taken, due
+        return taken, due, has_skipped
 
-    async def _wait(self, topics: Sequence[str], seconds: float) -> None:
-        """Wait until one of the topics has new messages."""
+    async def _wait(self, topics: Sequence[str], seconds: float) -> bytes | None:
+        """Wait until one of the topics has new messages; return the key of its bell."""
         bells = [f"{self._key(topic)}bell" for topic in topics]
         async with self._errors_named():
             # A timeout of 0 would make Redis wait forever.
-            await self._redis.blpop(bells, timeout=max(seconds, 0.01))
+            rung = await self._redis.blpop(bells, timeout=max(seconds, 0.01))
+        return rung[0] if rung else None
 
     async def extend(self, leases: Sequence[Lease], ttl: float) -> list[Lease]:
         """Extend leases; see the port."""

@@ -258,6 +258,25 @@ async def test_who_skips_all_that_there_is_waits_for_more(
     assert ["good:0"] == ids(await waiting)
 
 
+async def test_a_client_that_skips_a_message_does_not_keep_it_from_one_that_waits_for_it(
+    queue: Queue, other: Queue, backend: Backend
+) -> None:
+    strict(backend)
+    await queue.put("t", of("odd", 1))
+    await queue.ack(await other.lease(["t"], 1, LONG))
+    skipping = asyncio.ensure_future(queue.lease(["t"], 1, LONG, WAIT, skip={"odd"}))
+    await asyncio.to_thread(select_nothing, 0.05)
+    able = asyncio.ensure_future(other.lease(["t"], 1, LONG, WAIT))
+    await asyncio.to_thread(select_nothing, 0.05)
+    await queue.put("t", of("odd", 1))
+    await asyncio.wait([able], timeout=WAIT / 2)
+    assert able.done()
+    assert ["odd:0"] == ids(await able)
+
+    await other.put("t", of("good", 1))
+    assert ["good:0"] == ids(await skipping)
+
+
 # ------------------------------------------------------------------ looking, and taking out
 
 

@@ -98,8 +98,8 @@ end
 return news
 
 -- name: lease
--- ARGV: limit of deliveries, messages, ttl, token, groups to skip. Returns the leases, and when the
--- next one is due.
+-- ARGV: limit of deliveries, messages, ttl, token, groups to skip. Returns the leases, when the
+-- next one is due, and how many ready messages were skipped.
 {_names}
 settle(tonumber(ARGV[1]))
 local wanted, skipped, found = tonumber(ARGV[2]), {}, {}
@@ -136,7 +136,7 @@ while #found < wanted do
 end
 local next_due = redis.call('ZRANGE', key('timed'), 0, 0, 'WITHSCORES')[2]
 if next_due then next_due = tostring(next_due - now()) end
-return {found, next_due or false}
+return {found, next_due or false, place}
 
 -- name: extend
 {_names}

@@ -33,7 +33,7 @@ from aflow._core.private_folders import (
 from aflow._core.sqlite import BUSY_TIMEOUT, LeaseClock, one_process_at_a_time, url_of
 from aflow._core.statements import statements_in
 from aflow._core.system import DESCRIPTORS
-from aflow.errors import QueueUnavailable, UnsafeFolder
+from aflow.errors import QueueError, QueueUnavailable, UnsafeFolder
 from aflow.queue.base import (
     MAX_DELIVERIES,
     Buried,
@@ -291,8 +291,9 @@ class SqliteQueue(Queue):
         try:
             return await asyncio.shield(taking)
         except asyncio.CancelledError:
-            taken, _ = await taking
-            await self.release(taken, counted=False)
+            with suppress(QueueError):  # a failure must not replace the cancellation
+                taken, _ = await taking
+                await self.release(taken, counted=False)
             raise
 
     def _take(

@@ -161,6 +161,24 @@ async def test_a_file_that_is_no_queue_is_named(tmp_path: Path) -> None:
     await queue.close()
 
 
+async def test_a_lease_that_is_cancelled_while_the_file_is_locked_raises_the_cancellation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aflow.queue.sqlite.BUSY_TIMEOUT", 0.1)
+    queue = SqliteQueue(tmp_path / "queue.db")
+    await queue.put("t", [Message("a", b"")])
+    holder = sqlite3.connect(tmp_path / "queue.db", isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    waiting = asyncio.create_task(queue.lease(["t"], 1, 60.0, WAIT))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    holder.close()
+    assert ["a"] == [each.id for each in await queue.lease(["t"], 1, 60.0)]
+    await queue.close()
+
+
 @pytest.mark.parametrize("hours", [-100.0, -1.0, 1.0])
 async def test_leases_of_a_queue_in_a_file_end_in_time_though_the_clock_is_set(
     tmp_path: Path, hours: float

@@ -104,7 +104,6 @@ class Poller:
     async def _poll(self) -> None:
         wait = QUIET.first
         while True:
-            self._hurry.clear()
             await asyncio.sleep(QUIET.first)  # the minimum interval of two rounds
             try:
                 longer = QUIET.spread(wait - QUIET.first, random.random())
@@ -113,6 +112,8 @@ class Poller:
                     wait = QUIET.first
             except TimeoutError:  # no hurry: poll after the wait
                 pass
+            # Not after the round: a job that is watched during it is not a part of it.
+            self._hurry.clear()
             wait = next_wait(wait, **await self._round())
 
     async def _round(self) -> dict[str, bool]:

@@ -45,3 +45,31 @@ async def test_an_answer_that_nobody_foresaw_is_logged_and_the_jobs_are_asked_fo
             assert ended == await seen.get()
         poller.unwatch("job")
     assert 2 == sum("tried again" in each.getMessage() for each in caplog.records)
+
+
+async def test_a_job_that_is_watched_during_a_round_is_polled_soon(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(polling, "QUIET", Backoff(0.01, 3600.0, growth=1e6, jitter=0.0))
+    loop = asyncio.get_running_loop()
+    seen: asyncio.Queue[JobStatus] = asyncio.Queue()
+
+    async def watch_another() -> None:
+        poller.watch("late", seen.put_nowait)
+
+    class Slow(System):
+        rounds = 0
+
+        def describe(self, jobs: list[str]) -> dict[str, JobStatus]:
+            """Nothing changes in the first round, during which another job is watched."""
+            self.rounds += 1
+            if self.rounds == 1:
+                asyncio.run_coroutine_threadsafe(watch_another(), loop).result(60)
+            return {job: JobStatus(job, JobState.RUNNING) for job in jobs}
+
+    poller = polling.Poller(Slow())  # type: ignore[arg-type]
+    poller.watch("early", lambda status: None)
+    async with asyncio.timeout(60):
+        assert "late" == (await seen.get()).id
+    poller.unwatch("early")
+    poller.unwatch("late")

@@ -539,6 +539,30 @@ async def test_a_report_that_is_too_large_for_the_queue_is_cut_or_fails_its_atte
     assert not [each for each in events if each[0] == protocol.GROWN]
 
 
+async def test_ends_that_exceed_the_queue_s_limit_only_together_are_sent_in_several_messages(
+    queue: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Shared, "largest", 10_000)
+    sender = ReportSender(queue, "worker", (), SystemClock())
+    task = TaskMessage("file:///store", "ActionFlow", "1", "0" * 64, REPORTS, b"", 0)
+    metadata = [["name", "v" * 400, "type"]] * 5
+    manifest = Manifest("act").encode()
+    for number in range(20):
+        sender.add(
+            task,
+            [protocol.ENDED, number, 0, None, None, "succeeded", "", True, ["end"], None, None,
+             manifest, 1.0, 2.0, metadata],
+        )  # fmt: skip
+    sender.close()
+    await sender.send()
+
+    leases = await queue.lease([REPORTS], 100, 60)
+    assert max(len(each.body) for each in leases) <= 10_000
+    several = [open_message(each.body, "reports", (), REPORTS, None).events for each in leases]
+    ends = [(event[1], event[5]) for events in several for event in events]
+    assert [(number, "succeeded") for number in range(20)] == ends
+
+
 async def test_a_worker_keeps_its_grace_time_while_the_broker_is_away(
     queue: Shared, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -140,20 +140,26 @@ class ReportSender:
 
     def _bodies(self, reader: _Recipient, events: list[Any]) -> Iterator[bytes]:
         """Yield messages with these events, each within the size limit of the queue."""
+        for part in protocol.parts(events, self._queue.largest):
+            yield from self._fitting(reader, part)
+
+    def _fitting(self, reader: _Recipient, part: Sequence[Any]) -> Iterator[bytes]:
+        """Yield one message with these events, or several if one would be too large."""
         largest = self._queue.largest
-        for part in protocol.parts(events, largest):
-            try:
-                body = self._sealed(reader, part)
-                is_too_large = largest is not None and len(body) > largest
-            except InvalidMessage:  # too large for any queue
-                is_too_large = True
-            if not is_too_large:
-                yield body
-                continue
-            for event in part:
-                # Drop all but ends: they contain what has grown, and output was split before.
-                if event[0] == protocol.ENDED:
-                    yield self._sealed(reader, [_too_large(event, self._queue.url)])
+        try:
+            body = self._sealed(reader, part)
+            is_too_large = largest is not None and len(body) > largest
+        except InvalidMessage:  # too large for any queue
+            is_too_large = True
+        if not is_too_large:
+            yield body
+        elif len(part) > 1:  # `parts` only estimates sizes: each event may fit by itself
+            half = len(part) // 2
+            yield from self._fitting(reader, part[:half])
+            yield from self._fitting(reader, part[half:])
+        elif part[0][0] == protocol.ENDED:
+            # All but ends are dropped: they contain what has grown, and output was split before.
+            yield self._sealed(reader, [_too_large(part[0], self._queue.url)])
 
     def _sealed(self, reader: _Recipient, events: Sequence[Any]) -> bytes:
         self._number += 1

@@ -363,13 +363,15 @@ class Worker:
             self._held[attempt_key].lease = lease
             return
         runtime = self._runtimes.get(message.job)
-        if runtime is None:
-            self._runtimes[message.job] = runtime = Runtime(self._site, self, message)
-            self._forget_idle(runtime)
-        elif await runtime.is_over(lease):
+        if runtime is not None and await runtime.is_over(lease):
             self._sender.acknowledge(lease)
             self.run_is_over(runtime)
             return
+        # Look again: processes that failed to start meanwhile were retired, and run nothing more.
+        runtime = self._runtimes.get(message.job)
+        if runtime is None:
+            self._runtimes[message.job] = runtime = Runtime(self._site, self, message)
+            self._forget_idle(runtime)
         # Others can replay a signed message, so the process of the task must check whether the
         # task is settled or the attempt has ended.
         looks = spec.again or lease.deliveries > 1 or bool(self._options.keys)

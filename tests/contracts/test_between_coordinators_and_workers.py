@@ -15,7 +15,7 @@ import pytest
 
 from aflow._core.clock import SystemClock
 from aflow._core.waiting import FIRST
-from aflow.errors import QueueUnavailable
+from aflow.errors import CodePackageError, QueueUnavailable
 from aflow.executors import protocol, queue_workers
 from aflow.executors.local.executor import needs_of
 from aflow.executors.protocol import (
@@ -27,6 +27,7 @@ from aflow.executors.protocol import (
     python_version,
 )
 from aflow.executors.queue_workers import QueueExecutor
+from aflow.executors.remote import runtime
 from aflow.executors.remote.reports import ReportSender
 from aflow.flow.spec import define
 from aflow.metadata.sqlite import SqliteMetadata
@@ -351,10 +352,15 @@ SPEC = AttemptSpec("act", 1, 0, encode_inputs(NoInputs()), None, None, None, Fal
 
 @asynccontextmanager
 async def working(
-    queue: MemoryQueue, folder: Path, *, keys: tuple[bytes, ...] = (), lease: float = 30.0
+    queue: MemoryQueue,
+    folder: Path,
+    *,
+    keys: tuple[bytes, ...] = (),
+    lease: float = 30.0,
+    slots: int = 1,
 ) -> AsyncIterator[tuple[Worker, list[str], asyncio.Task[None]]]:
     said: list[str] = []
-    options = WorkerOptions(("default",), 1, 0.1, lease, folder / "code", keys)
+    options = WorkerOptions(("default",), slots, 0.1, lease, folder / "code", keys)
     worker = Worker(queue, options, SystemClock(), said.append)
     task = asyncio.ensure_future(worker.run())
     try:
@@ -427,6 +433,36 @@ async def test_a_worker_that_cannot_get_the_code_gives_back_and_reports_that(
         await until(lambda: ready(queue, 1))
         (again,) = await queue.lease([TASKS], 1, 60)
         assert 1 == again.deliveries
+
+
+async def test_an_attempt_that_arrives_while_its_run_fails_to_start_is_given_back_too(
+    queue: Shared, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    is_second_there, has_first_failed = threading.Event(), threading.Event()
+    checks: list[str] = []
+    second = Message("run:2:0", sealed(SPEC._replace(task=2), store_in(folder)))
+
+    def check(*_: object) -> bool:
+        checks.append("")
+        if len(checks) == 2:  # for the second attempt, while the first waits for the code
+            is_second_there.set()
+            has_first_failed.wait(60)
+        return False
+
+    def fetch(*_: object) -> None:
+        asyncio.run_coroutine_threadsafe(queue.put(TASKS, [second]), loop).result(60)
+        is_second_there.wait(60)
+        raise CodePackageError("the code is gone.")
+
+    monkeypatch.setattr(runtime, "LOOK", 0.0)
+    monkeypatch.setattr(runtime, "is_over", check)
+    monkeypatch.setattr(runtime, "delivered", fetch)
+    await queue.put(TASKS, [Message("run:1:0", sealed(SPEC, store_in(folder)))])
+    async with working(queue, folder, slots=2) as (_, said, _):
+        await until(lambda: any("the code is gone" in line for line in said))
+        has_first_failed.set()
+        await until(lambda: ready(queue, 2))
 
 
 async def test_what_is_malformed_is_buried_at_once_and_the_worker_goes_on(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -60,6 +61,7 @@ WATCH = 2.5  # seconds between checks of what the run is waiting for
 PATIENCE = 600.0  # seconds for which the broker may be unavailable
 GPU_POOL = "gpu"  # the default pool of steps that request GPUs
 _AT_ONCE = 200  # messages per call
+_BURIED = 1000  # dead letters that are listed first; more are listed if there are that many
 _TIDYING = 5.0  # seconds to clean up at the end of a run if the broker does not respond
 _UNSURE = 60.0  # seconds without a capable worker before attempts fail, if workers are not listed
 _log = logging.getLogger("aflow.queue")
@@ -310,7 +312,9 @@ class QueueExecutor(RemoteExecutor[Lease]):
         )
         topic = protocol.worker_topic(worker)
         body = cancel.seal(self._keys, topic, self._clock.now())
-        message = Message(f"{self._id(attempt_keys[0])}:cancel", body)
+        # A unique id: until the worker has acknowledged an earlier message, another one with the
+        # same id would be ignored, although it names other attempts.
+        message = Message(f"{self._name}:cancel:{uuid.uuid4().hex}", body)
         self._cancel_messages.setdefault(worker, []).append(message.id)
         await self._patiently(lambda: self._queue.put(topic, [message]))
 
@@ -390,7 +394,12 @@ class QueueExecutor(RemoteExecutor[Lease]):
             await self._put_forgotten(missing)
 
     async def _look_at_buried(self, topic: str, by_id: Mapping[str, AttemptKey]) -> None:
-        buried = await self._patiently(lambda: self._queue.buried(topic, 1000))
+        most = _BURIED
+        while True:
+            buried = await self._patiently(lambda: self._queue.buried(topic, most))  # noqa: B023
+            if len(buried) < most:
+                break
+            most *= 4  # those of other runs are listed as well, and may be older than ours
         mine = [each for each in buried if each.id in by_id]
         for each in mine:
             self._fail_buried(by_id[each.id], each.deliveries)
@@ -465,6 +474,7 @@ class QueueExecutor(RemoteExecutor[Lease]):
                 if waiting is not None:
                     waiting.over()
                 waiting = None
+                self._unfit_since.clear()  # attempts run, so the wait of others starts again
                 continue
             if waiting is None or isinstance(waiting, _ForQueue):
                 waiting = Waiting("workers")

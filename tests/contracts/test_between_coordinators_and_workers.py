@@ -329,6 +329,72 @@ async def test_what_is_cancelled_is_taken_out_though_a_dead_worker_has_it(
         assert [] == await queue.topics()
 
 
+async def test_a_dead_letter_is_found_behind_many_of_other_runs(
+    queue: Shared, folder: Path
+) -> None:
+    await queue.put(TASKS, [Message(f"other:{number}:0", b"") for number in range(1000)])
+    await queue.bury(await queue.lease([TASKS], 1000, 60))
+    async with coordinator(queue, folder) as side:
+        side.launch()
+        await queue.bury(await until(lambda: queue.lease([TASKS], 1, 60)))
+        report = await until(lambda: side.recorder.reports.get(1))
+        assert ("failed", False) == (report.state, report.retryable)
+        assert "was refused by a worker" in report.reason
+        await until(lambda: buried_are(queue, 1000))
+
+
+async def buried_are(queue: MemoryQueue, count: int) -> bool:
+    return (await queue.depth(TASKS)).buried == count
+
+
+def started(*tasks: int) -> Message:
+    """Return the report of a worker that it has started these tasks, and will not respond."""
+    events = [[protocol.STARTED, task, 0, 5, 1.0] for task in tasks]
+    report = ReportsMessage("ActionFlow", "1", "dead", "host", 1, events)
+    return Message("r", report.seal((), REPORTS, time.time()))
+
+
+async def test_a_task_is_cancelled_though_an_earlier_cancel_message_is_still_in_the_queue(
+    queue: Shared, folder: Path
+) -> None:
+    topic = protocol.worker_topic("dead")
+    async with coordinator(queue, folder) as side:
+        side.launch(1)
+        side.launch(2)
+        await until(lambda: queue.lease([TASKS], 2, 60))
+        await queue.put(REPORTS, [started(1, 2)])
+        await until(lambda: len(side.recorder.said) == 2)
+        side.executor.cancel(1, 0)
+        await until(lambda: queue.peek(topic))
+        side.executor.cancel(1, 0)
+        side.executor.cancel(2, 0)
+        await until(lambda: len(side.recorder.reports) == 2)
+        messages = [
+            open_message(each.body, "cancel", (), topic, None)
+            for each in await queue.peek(topic) or ()
+        ]
+        assert {1, 2} == {task for each in messages for _, _, task, _ in each.attempts}
+
+
+async def test_the_time_without_a_capable_worker_starts_again_after_one_has_run_something(
+    queue: Shared, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nobody_knows() -> None:
+        return None
+
+    monkeypatch.setattr(queue_workers, "_UNSURE", 3600.0)
+    monkeypatch.setattr(queue, "announced", nobody_knows)
+    async with coordinator(queue, folder) as side:
+        side.launch()
+        await until(lambda: queue.lease([TASKS], 1, 60))
+        events = [[protocol.DECLINED, 1, 0, "no such library"]]
+        declined = ReportsMessage("ActionFlow", "1", "sick", "host", 1, events)
+        await queue.put(REPORTS, [Message("d", declined.seal((), REPORTS, time.time()))])
+        await until(lambda: "default" in side.executor._unfit_since)
+        await queue.put(REPORTS, [started(1)])
+        await until(lambda: not side.executor._unfit_since)
+
+
 async def test_a_worker_that_cancels_without_our_asking_has_lost_the_task(
     queue: Shared, folder: Path
 ) -> None:

@@ -203,7 +203,8 @@ def _candidates(
     """Yield the tasks of a step that may have this one as an input: as few as possible."""
     tasks, key = source.metadata.tasks, source.key
     split, index = view.task.split, view.task.index
-    if manifest.transition[2] is not None:
+    _, foreach, count = manifest.transition
+    if foreach is not None or count is not None:  # a growing foreach has no count yet
         return tasks(key, split=view.task.task, steps=(step,), light=light)
     if split is None or index is None or _closes_foreach(source, step):
         return tasks(key, step=step, light=light)

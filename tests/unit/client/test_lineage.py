@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from aflow.client import Run, Task, connect_to, default_metadata
 from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, LaunchAttempt
-from aflow.scheduler.states import RunState
+from aflow.scheduler.states import AttemptState, RunState
 from tests.machine.graphs import NESTED, graphs
 from tests.machine.world import World
 from tests.unit.client.recorded import RecordedRun, Records
@@ -21,6 +21,19 @@ def test_children_of_a_nested_foreach_are_those_of_the_same_item(records: Record
     for task in Run("Flow/1")["outer"]:
         for child in task.child_tasks:
             assert [task.id] == [parent.id for parent in child.parent_tasks]
+
+
+def test_a_nested_foreach_that_still_grows_has_children(records: Records) -> None:
+    run = records.run(graph=NESTED)
+    run.task(1, "start", transition=(("outer",), "items", 1))
+    growing = (("inner",), "items", None)
+    running = {"state": AttemptState.RUNNING, "finished_at": None}
+    run.task(2, "outer", inputs=FromTask(1), split=1, index=0, transition=growing, **running)
+    for index in range(2):
+        run.task(3 + index, "inner", inputs=FromTask(2), split=2, index=index)
+    run.commit()
+
+    assert ["3", "4"] == [child.id for child in Task("Flow/1/outer/2").child_tasks]
 
 
 @given(data=st.data(), seed=st.integers(0, 10_000), latest_first=st.booleans())

@@ -155,8 +155,8 @@ class CachedStore:
         for _, each, path in found:
             if total <= self._limit:
                 return
-            with suppress(OSError):  # evicted by another process, or of another user
-                path.unlink()
+            with suppress(OSError):  # of another user
+                path.unlink(missing_ok=True)
                 total -= each
 
     def _copies(self) -> Iterator[tuple[float, int, Path]]:

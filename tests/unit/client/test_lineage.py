@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,7 +29,7 @@ def test_a_nested_foreach_that_still_grows_has_children(records: Records) -> Non
     run = records.run(graph=NESTED)
     run.task(1, "start", transition=(("outer",), "items", 1))
     growing = (("inner",), "items", None)
-    running = {"state": AttemptState.RUNNING, "finished_at": None}
+    running: dict[str, Any] = {"state": AttemptState.RUNNING, "finished_at": None}
     run.task(2, "outer", inputs=FromTask(1), split=1, index=0, transition=growing, **running)
     for index in range(2):
         run.task(3 + index, "inner", inputs=FromTask(2), split=2, index=index)

@@ -242,7 +242,10 @@ def collect(
     used.update(map(blob_name, roots.kept(declared, now)))
     if not dry_run:
         for name in roots.expired(declared, now):
-            roots.withdraw(store, name)
+            # It may have been renewed while the runs were read.
+            present = roots.declared(store, name)
+            if present is not None and roots.expired([(name, present)], now):
+                roots.withdraw(store, name)
     removed = size = young = 0
     known = {(run.flow, run.run) for run in left}
     for name in _unused(store, None if damaged else used, known):

@@ -53,6 +53,25 @@ def test_a_root_keeps_nothing_after_its_time_and_goes_itself(store: MemoryStore)
     assert [] == [*store.list("")]
 
 
+def test_a_root_that_is_renewed_while_gc_reads_the_runs_is_not_withdrawn(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = BlobStore(store).put(b"environment")
+    name = roots.root_name("environments", "of a team")
+    roots.declare(store, name, roots.GcRoot((key,), "an environment", until=NOW - 1))
+
+    def flows(metadata: SqliteMetadata) -> list[tuple[str, float]]:
+        roots.declare(store, name, roots.GcRoot((key,), "an environment", until=NOW + 10))
+        return []
+
+    monkeypatch.setattr(SqliteMetadata, "flows", flows)
+    collected(store)
+
+    renewed = roots.declared(store, name)
+    assert renewed is not None
+    assert NOW + 10 == renewed.until
+
+
 def test_holders_of_one_name_and_of_other_places_are_apart(store: MemoryStore) -> None:
     names = {
         roots.root_name("schedules", "sqlite:///a.db", "weekly"),

@@ -272,14 +272,17 @@ class LocalStore:
 
     def _sync_folders(self, folder: str) -> None:
         _sync(folder)
-        # Another process may have created the parent folders without fsync: sync them once.
-        while folder not in self._synced:
-            self._synced.add(folder)
+        # Another process may have created the parent folders without fsync: sync them once. They
+        # are noted when they are on disk, since another thread may put an object meanwhile.
+        done: dict[str, None] = {}
+        while folder not in self._synced and folder not in done:
+            done[folder] = None
             folder = os.path.dirname(folder)
             if len(folder) < len(self._root):
                 _sync_if_readable(folder)
                 break
             _sync(folder)
+        self._synced.update(done)
 
     def _walk(self, folder: str, prefix: str) -> Iterator[str]:
         for entry in self._entries(folder):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from aflow.errors import StoreUnavailable
+from aflow.storage import local
 from aflow.storage.local import LocalStore
 
 
@@ -189,6 +190,28 @@ def test_folders_are_made_durable_once(disk: Disk, tmp_path: Path) -> None:
     store.put("a/b/d", [b"1"], durable=True)
 
     assert [("fsync", ".tmp/*"), ("replace", "a/b/d"), ("fsync", "a/b")] == disk.calls
+
+
+def test_folders_whose_fsync_failed_are_made_durable_by_the_next_put(
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LocalStore(tmp_path)
+    synced, calls = local._sync, []
+
+    def fails_once(path: str) -> None:
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, "Input/output error")
+        synced(path)
+
+    monkeypatch.setattr(local, "_sync", fails_once)
+    with pytest.raises(StoreUnavailable):
+        store.put("a/b/c", [b"1"], durable=True)
+    disk.calls.clear()
+    store.put("a/b/c", [b"1"], durable=True)
+
+    folders = [path for name, path in disk.calls if name == "fsync" and path != ".tmp/*"]
+    assert ["a/b", "a", ".", ".."] == folders
 
 
 def test_a_batch_is_on_the_disk_before_any_of_its_names_is(disk: Disk, tmp_path: Path) -> None:

@@ -450,9 +450,12 @@ class JobExecutor(RemoteExecutor[str]):
             suspects, self._suspects = self._suspects, {}
             found = await self._look()
             await asyncio.gather(*map(self._conclude, self._by_gang(over)))
-            for job in suspects.keys() & self._arrays.keys():
+            for job, are_over in suspects.items():
+                array = self._arrays.get(job)
+                if array is None:  # its attempts have ended in the meantime
+                    continue
                 try:
-                    await self._look_at_members(self._arrays[job], are_over=suspects[job])
+                    await self._look_at_members(array, are_over=are_over)
                 except JobSystemError:  # the next round of the poller retries
                     continue
             wait = LISTING.first if found else LISTING.after(wait)

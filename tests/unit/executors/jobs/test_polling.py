@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from aflow._core.backoff import Backoff
+from aflow._core.clock import SystemClock
 from aflow.executors.jobs import polling
 from aflow.executors.jobs.base import CallLimits, JobState, JobStatus
+from aflow.executors.jobs.executor import JobExecutor
+from aflow.executors.local.executor import needs_of
+from aflow.executors.protocol import Job, python_version
+from aflow.flow.spec import define
+from aflow.metadata.sqlite import SqliteMetadata
+from aflow.scheduler.messages import NoInputs, encode_inputs
+from aflow.storage.local import LocalStore
+from aflow.task.program import request_of
+from aflow.task.spec import AttemptSpec
+from tests.contracts.executing import Recorder, context_in
+from tests.contracts.flow_of_actions import ActionFlow
+from tests.support.waiting import select_nothing
 
 
 class System:
@@ -73,3 +89,86 @@ async def test_a_job_that_is_watched_during_a_round_is_polled_soon(
         assert "late" == (await seen.get()).id
     poller.unwatch("early")
     poller.unwatch("late")
+
+
+class TwoArrays:
+    """A job system with arrays of two jobs, one of which ends without a report. While the members
+    of one array are looked at, those of the other are cancelled."""
+
+    title, scope, advice = "a job system", "two arrays", ""
+    limits = CallLimits(10, 10, 10)
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.arrays: list[str] = []
+        self.left: list[int] = []  # the tasks that were not cancelled
+        self.is_looked_at_again = False
+        self.executor: Any = None
+        self.loop = asyncio.get_running_loop()
+
+    def name_of(self, context: Any, step: str, unique: str) -> str:
+        return unique
+
+    def submit(self, submission: Any) -> str:
+        self.arrays.append(f"array{len(self.arrays)}")
+        return self.arrays[-1]
+
+    def member(self, job: str, index: int) -> str:
+        return f"{job}:{index}"
+
+    def describe(self, ids: Sequence[str]) -> dict[str, JobStatus]:
+        ended = 1 if len(ids) == 2 or self.left else 0
+        return {id: JobStatus(id, JobState.RUNNING, size=2, ended=ended) for id in ids}
+
+    def suspects(self, array: str, members: Sequence[str], *, is_over: bool) -> Sequence[str]:
+        if self.left:
+            self.is_looked_at_again = True
+        else:
+            first, other = ([1, 2], [3, 4]) if array == "array0" else ([3, 4], [1, 2])
+            self.left = first
+            for task in other:
+                self.loop.call_soon_threadsafe(self.executor.cancel, task, 0)
+            while not all(task in self.recorder.reports for task in other):
+                select_nothing(0.005)
+        return []
+
+    def terminate(self, ids: Sequence[str], reason: str) -> None:
+        """Do nothing: the jobs do not respond."""
+
+    def close(self) -> None:
+        """Do nothing: there are no connections."""
+
+
+async def test_an_array_that_ends_while_another_is_looked_at_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(polling, "QUIET", Backoff(0.01, 0.01))
+    definition, step = define(ActionFlow), SimpleNamespace(step="act", queue="", is_gang=False)
+
+    def job(context: Any) -> Job:
+        request, needs = request_of(definition), needs_of(definition)
+        return Job(context, request, needs, None, "", "task", python_version(), 1 << 20)
+
+    recorder = Recorder()
+    system: Any = TwoArrays(recorder)
+    system.executor = executor = JobExecutor(
+        system, lambda name, attempt: step, LocalStore(tmp_path / "store"),
+        SqliteMetadata(":memory:"), job, SystemClock(), grace=0.0,
+    )  # fmt: skip
+    await executor.start(context_in(tmp_path), recorder)
+    for tasks in ((1, 2), (3, 4)):
+        for task in tasks:
+            executor.launch(
+                AttemptSpec(
+                    "act", task, 0, encode_inputs(NoInputs()),
+                    None, None, None, False, True, False, {},
+                )
+            )  # fmt: skip
+        while len(system.arrays) < task / 2:
+            await asyncio.to_thread(select_nothing, 0.005)
+    while not system.is_looked_at_again and len(recorder.reports) < 4:
+        await asyncio.to_thread(select_nothing, 0.005)
+    await executor.stop()
+    states = {task: report.state for task, report in recorder.reports.items()}
+    assert [1, 2, 3, 4] == sorted(states)
+    assert ["interrupted"] * 2 == [states[task] for task in system.left]

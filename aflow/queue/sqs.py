@@ -690,10 +690,11 @@ class SqsQueue(Queue):
     ) -> None:
         """Make messages available for redelivery; see the port."""
         mine, lost = self._mine(leases)
+        states = {each.token: self._held[each.token] for each in mine}  # they may end meanwhile
         again: list[Lease] = []
         renewed: dict[str, list[SqsMessage]] = {}
         for each in mine:
-            held = self._held[each.token]
+            held = states[each.token]
             if counted and each.deliveries >= self._max_deliveries:
                 entry = SqsMessage(each.id, each.body, kept=held.kept)
                 await self._bury(each.topic, entry, each.deliveries)
@@ -735,8 +736,14 @@ class SqsQueue(Queue):
         a whole."""
         done = {each.token for each in leases}
         whole = {_handle_of(each): each for each in leases}
-        whole = {key: each for key, each in whole.items() if self._unsettled[key] <= done}
-        gone = {_handle_of(each) for each in await self._change([*whole.values()], _DELETE)}
+        # The leases may have ended since the caller has checked them.
+        gone = whole.keys() - self._unsettled.keys()
+        whole = {
+            key: each
+            for key, each in whole.items()
+            if key not in gone and self._unsettled[key] <= done
+        }
+        gone |= {_handle_of(each) for each in await self._change([*whole.values()], _DELETE)}
         for each in leases:
             self._held.pop(each.token, None)
             self._unsettled.get(_handle_of(each), set()).discard(each.token)
@@ -766,8 +773,9 @@ class SqsQueue(Queue):
     async def bury(self, leases: Sequence[Lease]) -> None:
         """Keep messages for inspection; see the port."""
         mine, lost = self._mine(leases)
+        kept = {each.token: self._held[each.token].kept for each in mine}  # they may end meanwhile
         for each in mine:
-            entry = SqsMessage(each.id, each.body, kept=self._held[each.token].kept)
+            entry = SqsMessage(each.id, each.body, kept=kept[each.token])
             await self._bury(each.topic, entry, each.deliveries)
         _check(lost + await self._settle(mine))
 

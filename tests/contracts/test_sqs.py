@@ -12,6 +12,7 @@ from urllib.parse import quote
 import pytest
 import pytest_asyncio
 
+from aflow._core.clock import FakeClock
 from aflow.errors import InvalidMessage, InvalidSetting, LeaseLost, QueueUnavailable
 from aflow.queue.base import Depth, Lease, Message
 from aflow.queue.factory import open_queue
@@ -286,3 +287,32 @@ async def test_what_is_no_place_is_refused_without_what_is_secret(url: str) -> N
 )
 async def test_calls_hold_no_more_than_sqs_takes(sizes: list[int], calls: list[Any]) -> None:
     assert calls == list(calls_of(sizes))
+
+
+class Slow(SqsQueue):
+    """A queue whose leases end, and are forgotten, while it sends a message to SQS."""
+
+    def __init__(self, url: str) -> None:
+        self.clock = FakeClock()
+        self.is_slow = False
+        super().__init__(url, clock=self.clock)
+
+    async def _send(self, *values: Any) -> None:
+        await super()._send(*values)
+        if self.is_slow:
+            self.is_slow = False
+            self.clock.advance(2 * LONG)
+            await self.lease(["another"], 1, LONG)
+
+
+@pytest.mark.parametrize("end", ["bury", "release"])
+async def test_leases_that_end_during_a_call_are_reported_as_lost(url: str, end: str) -> None:
+    queue = Slow(url)
+    await queue.put("t", [Message("a", b"1"), Message("b", b"2")])
+    leases: list[Lease] = []
+    while len(leases) < 2:
+        leases += await queue.lease(["t"], 2, LONG)
+    queue.is_slow = True
+    with pytest.raises(LeaseLost):
+        await (queue.bury(leases) if end == "bury" else queue.release(leases, counted=False))
+    await queue.close()

@@ -393,6 +393,7 @@ async def test_the_time_without_a_capable_worker_starts_again_after_one_has_run_
         await until(lambda: "default" in side.executor._unfit_since)
         await queue.put(REPORTS, [started(1)])
         await until(lambda: not side.executor._unfit_since)
+        assert {} == side.recorder.reports
 
 
 async def test_a_worker_that_cancels_without_our_asking_has_lost_the_task(
@@ -529,6 +530,8 @@ async def test_an_attempt_that_arrives_while_its_run_fails_to_start_is_given_bac
         await until(lambda: any("the code is gone" in line for line in said))
         has_first_failed.set()
         await until(lambda: ready(queue, 2))
+        got = await queue.lease([TASKS], 5, 60)
+        assert ["run:1:0", "run:2:0"] == sorted(each.id for each in got)
 
 
 async def test_what_is_malformed_is_buried_at_once_and_the_worker_goes_on(

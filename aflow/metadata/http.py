@@ -112,6 +112,7 @@ class ServiceClient:
                         f"The metadata service at {self.url} cannot be trusted: {_why(error)}. "
                         "Check its address, its certificate, and SSL_CERT_FILE."
                     ) from error
+                self.close()  # a service that has restarted has closed all idle connections
                 delay = tries.failed()
                 if delay is None:
                     raise MetadataUnavailable(
@@ -241,8 +242,9 @@ class ServiceClient:
 
     def close(self) -> None:
         """Close the connections. Idempotent."""
-        while self._idle:
-            self._idle.pop().close()
+        idle, self._idle = self._idle, []
+        for each in idle:
+            each.close()
 
 
 def _why(error: Exception) -> str:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from aflow._core.clock import SystemClock
+from aflow._core.waiting import Waiting
 from aflow.errors import InvalidSetting, MetadataUnavailable, VersionConflict
 from aflow.metadata import wire
 from aflow.metadata.base import Batch, RunRecord
@@ -141,6 +144,29 @@ def test_a_call_waits_for_a_service_that_is_away(tmp_path: Path) -> None:
     assert [1] == done
     assert found is not None
     assert 1 == found.version
+
+
+def test_a_restart_of_the_service_costs_one_try_for_all_idle_connections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, path, count = free_port(), tmp_path / "metadata.db", 6
+    store = ServiceMetadata(f"http://127.0.0.1:{port}", {}, SystemClock())
+    caller = store._caller
+    with socket.create_server(("127.0.0.1", port), backlog=count):  # closes them at its end
+        caller._idle = [caller._connection() for _ in range(count)]
+    tried: list[str] = []
+    post = caller._post
+
+    def counted(path: str, body: bytes, waiting: Waiting) -> Iterator[list[Any]]:
+        tried.append(path)
+        return post(path, body, waiting)
+
+    monkeypatch.setattr(caller, "_post", counted)
+    with running(path, port, keys=()):
+        store.flows()
+
+    assert len(tried) <= 2
+    store.close()
 
 
 def test_patience_ends_in_one_sentence() -> None:

@@ -333,9 +333,11 @@ async def test_cancelling_before_a_process_is_needed_does_nothing(tmp_path: Path
             max_workers=2,
             is_lazy=True,
         )
-        await lazy.start(context_in(tmp_path), Recorder())
+        recorder = Recorder()
+        await lazy.start(context_in(tmp_path), recorder)
         lazy.cancel(1, 0)  # an attempt of another executor of the run
         await lazy.stop()
+        assert {} == recorder.reports
 
 
 async def test_a_start_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:

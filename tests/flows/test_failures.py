@@ -12,6 +12,7 @@ from aflow import client
 from aflow.scheduler.states import RunState
 from tests.flows.conftest import Workspace
 from tests.flows.test_decorators import one_step, states
+from tests.support.waiting import wait_until
 
 ISOLATIONS = ["task", "worker"]
 
@@ -204,6 +205,31 @@ def test_two_interrupts_stop_even_a_step_that_ignores_them(workspace: Workspace)
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGINT)
     assert 130 == workspace.finish(process).code
+    workspace.check()
+
+
+def test_interrupts_end_a_run_whose_file_never_gets_to_its_flow_in_the_zygote(
+    workspace: Workspace,
+) -> None:
+    workspace.write(
+        """
+import time
+from pathlib import Path
+
+if Path("seen").exists():
+    Path("again").touch()
+    time.sleep(600)
+Path("seen").touch()
+"""
+        + one_step("pass")
+    )
+    process = workspace.start("--no-pylint", "run", "--process", "fork")
+    wait_until((workspace.path / "again").exists)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    ran = workspace.finish(process)
+    assert 130 == ran.code, ran.out + ran.err
+    assert RunState.CANCELLED is workspace.latest()[0]
     workspace.check()
 
 

@@ -345,6 +345,7 @@ OpenMetadata = Callable[[str, str], "MetadataStore"]
 IMPORT_LIMIT = 300.0  # seconds that the imports of a warm zygote may take
 PATIENCE = 5.0  # seconds for which a fork is retried if the system has no resources for it
 _AGAIN = 0.05  # seconds between two tries
+_LATE = 2.0  # seconds after which a zygote that has not exited is killed
 _ADVICE = {
     errno.EAGAIN: "use fewer workers, --max-workers, or allow more processes: ulimit -u, pids.max",
     errno.ENOMEM: "use fewer workers, --max-workers, or a machine with more memory",
@@ -456,10 +457,25 @@ class Zygote:
     def _end_all(self) -> None:
         for pid in self._children:
             kill_group(pid, signal.SIGKILL)
-        for pid in self._zygotes:  # they exit when they notice that the coordinator is gone
-            os.waitpid(pid, 0)
+        self._end_zygotes()
         descendants.end_all_children()
         self._control.close()
+
+    def _end_zygotes(self) -> None:
+        """Wait until the other zygotes have exited, which they do when the coordinator is gone.
+
+        One that still runs the program of the user does not notice that, and is killed.
+        """
+        late = self._clock.monotonic() + _LATE
+        for pid in self._zygotes:
+            watched = system.watch(pid)  # not reaped yet, so it exists
+            if watched is not None:
+                poll = select.poll()
+                poll.register(watched, select.POLLIN)
+                if not poll.poll(max(0.0, late - self._clock.monotonic()) * 1000):
+                    os.kill(pid, signal.SIGKILL)
+                os.close(watched)
+            os.waitpid(pid, 0)
 
     def prepare(self) -> None:
         """Set up signals, streams and memory, once, before the first fork."""

@@ -287,6 +287,9 @@ class Zygotes:
         link = self._of.get(child)
         if link is not None:
             link.send(messages.KILL, child, signum.value)
+            if signum == signal.SIGKILL and link in self._grown.values() and not link.is_ready:
+                # It still runs the program or its imports, and reads no messages meanwhile.
+                self._loop.call_soon(self._abandon, link)
             return
         for request in self._held:  # its request was not sent yet, and is dropped
             if request.child == child:
@@ -294,6 +297,11 @@ class Zygotes:
                 messages.close_all(request.fds)
                 self._loop.call_soon(self._children.not_forked, child, "it was no longer needed")
                 return
+
+    def _abandon(self, link: _ZygoteSocket) -> None:
+        """Give up a zygote that is not ready to fork; it is killed with the first zygote."""
+        if link.is_open:
+            self._drop(link, "the process that starts tasks was not ready yet")
 
     # ------------------------------------------------------------ what zygotes report
 
@@ -305,6 +313,7 @@ class Zygotes:
             kind: The kind of the message, from `messages`.
             *rest: The fields of that kind.
         """
+        link.is_ready = True
         if kind == messages.FORKED:
             self._children.forked(*rest)
         elif kind == messages.HAS:
@@ -349,6 +358,10 @@ class Zygotes:
             if each is link:
                 names = ", ".join(name for name, _ in key)
                 reason = f"the Python that was started with the step's {names} has ended"
+        self._drop(link, reason)
+
+    def _drop(self, link: _ZygoteSocket, reason: str) -> None:
+        """Close the socket of a zygote, and report the processes that it was to fork."""
         link.close()
         for child in [child for child, of in self._of.items() if of is link]:
             del self._of[child]
@@ -453,6 +466,7 @@ class _ZygoteSocket:
         self._unpacker = messages.unpacker()
         self._unsent = messages.SendBuffer(self._loop, control)
         self.is_open = True
+        self.is_ready = False  # whether the zygote has sent a message
         self._loop.add_reader(control, self._read)
 
     def send(self, *message: Any, fds: Sequence[int] = ()) -> None:

@@ -89,6 +89,8 @@ class Gate(RuleBasedStateMachine):
 
     @rule(inputs=INPUTS)
     def an_attempt_is_ready(self, inputs: Inputs) -> None:
+        if not self.tasks_of(inputs) <= self.settled:
+            return  # no task is ready before its inputs have settled
         launch = LaunchAttempt(len(self.held) + len(self.launched) + 100, "step", 0, inputs)
         commit = self.gate.commit_of(inputs)
         if commit is None:
@@ -111,10 +113,13 @@ class Gate(RuleBasedStateMachine):
             self.launched.add(launch.task)
 
     def needed(self, inputs: Inputs) -> set[int]:
-        """The inputs that a pending commit contains."""
+        """Return the inputs that a pending commit contains."""
+        return self.tasks_of(inputs) & set().union(*self.pending.values())
+
+    def tasks_of(self, inputs: Inputs) -> set[int]:
+        """Return the tasks that are the inputs."""
         assert isinstance(inputs, FromTask | FromBranches)
-        tasks = {inputs.task} if isinstance(inputs, FromTask) else {*inputs.tasks}
-        return tasks & set().union(*self.pending.values())
+        return {inputs.task} if isinstance(inputs, FromTask) else {*inputs.tasks}
 
     @invariant()
     def held_attempts_are_launched_when_all_commits_are_written(self) -> None:

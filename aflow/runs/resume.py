@@ -80,6 +80,7 @@ class ResumedRun:
         self._origin_of = {int(PARAMETERS_TASK): int(PARAMETERS_TASK)}
         self._number_in: dict[int, int] = {int(PARAMETERS_TASK): int(PARAMETERS_TASK)}
         self._renewed: set[int] = set()  # splits with at least one task that was not reused
+        self._whole: dict[int, bool] = {}  # split of a gang -> whether all its members are reused
 
     def find(self, launch: LaunchAttempt) -> ReusableResult | None:
         """Return the result of the corresponding task of the origin; None if there is none."""
@@ -97,14 +98,21 @@ class ResumedRun:
 
         Members start together and may wait for each other, so a part of a gang cannot run.
         """
+        split, index, count = launch.split, launch.index, launch.count
         if launch.step not in self._graph.gangs or not launch.opens_index:
             return True
-        encoded = encode_inputs(inputs)
-        for index in range(launch.count or 0):
-            found = self._finished.get((launch.step, encoded, index))
-            if found is None or not self._fits(launch.step, Manifest.decode(found[1])):
-                return False
-        return True
+        if split is None or index is None or count is None:
+            return True
+        if split not in self._whole:
+            encoded = encode_inputs(inputs)
+            self._whole[split] = all(
+                self._is_reusable(launch.step, encoded, each) for each in range(count)
+            )
+        return self._whole[split] if index + 1 < count else self._whole.pop(split)
+
+    def _is_reusable(self, step: str, inputs: bytes, index: int) -> bool:
+        found = self._finished.get((step, inputs, index))
+        return found is not None and self._fits(step, Manifest.decode(found[1]))
 
     def _fits(self, step: str, manifest: Manifest) -> bool:
         return fits(self._graph, step, Transition(*manifest.transition))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from aflow._core.ids import PARAMETERS_STEP, PARAMETERS_TASK
 from aflow.errors import InvalidInput
 from aflow.flow.graph import Graph
-from aflow.runs.cache.reuse import ReusableResult, blobs_in, fits
+from aflow.runs.cache.reuse import ReusableResult, ReusedGangs, blobs_in, fits
 from aflow.scheduler.messages import (
     AttemptEnded,
     CancelRequested,
@@ -80,39 +80,25 @@ class ResumedRun:
         self._origin_of = {int(PARAMETERS_TASK): int(PARAMETERS_TASK)}
         self._number_in: dict[int, int] = {int(PARAMETERS_TASK): int(PARAMETERS_TASK)}
         self._renewed: set[int] = set()  # splits with at least one task that was not reused
-        self._whole: dict[int, bool] = {}  # split of a gang -> whether all its members are reused
+        self._gangs = ReusedGangs(graph)
 
     def find(self, launch: LaunchAttempt) -> ReusableResult | None:
         """Return the result of the corresponding task of the origin; None if there is none."""
         inputs = self._in_origin(launch.inputs)
         found = None
-        if inputs is not None and self._is_whole(launch, inputs):
-            found = self._finished.get((launch.step, encode_inputs(inputs), launch.index))
+        if inputs is not None:
+            encoded = encode_inputs(inputs)
+
+            def is_reusable(member: LaunchAttempt) -> bool:
+                there = self._finished.get((member.step, encoded, member.index))
+                return there is not None and self._fits(member.step, Manifest.decode(there[1]))
+
+            if self._gangs.is_whole(launch, is_reusable):
+                found = self._finished.get((launch.step, encoded, launch.index))
         reused = None if found is None else self._take_over(launch, *found)
         if reused is None:
             self.dismiss(launch)
         return reused
-
-    def _is_whole(self, launch: LaunchAttempt, inputs: Inputs) -> bool:
-        """Return whether all members of the task's gang can be reused; True if it has none.
-
-        Members start together and may wait for each other, so a part of a gang cannot run.
-        """
-        split, index, count = launch.split, launch.index, launch.count
-        if launch.step not in self._graph.gangs or not launch.opens_index:
-            return True
-        if split is None or index is None or count is None:
-            return True
-        if split not in self._whole:
-            encoded = encode_inputs(inputs)
-            self._whole[split] = all(
-                self._is_reusable(launch.step, encoded, each) for each in range(count)
-            )
-        return self._whole[split] if index + 1 < count else self._whole.pop(split)
-
-    def _is_reusable(self, step: str, inputs: bytes, index: int) -> bool:
-        found = self._finished.get((step, inputs, index))
-        return found is not None and self._fits(step, Manifest.decode(found[1]))
 
     def _fits(self, step: str, manifest: Manifest) -> bool:
         return fits(self._graph, step, Transition(*manifest.transition))

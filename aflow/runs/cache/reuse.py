@@ -7,7 +7,7 @@ There are two sources: a run that resumes another reuses the finished tasks of i
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 import msgpack
@@ -161,6 +161,33 @@ class Left(NamedTuple):
     content: str
 
 
+class ReusedGangs:
+    """Decides for each gang of a run whether it is reused or runs, always as a whole: members start
+    together and may wait for each other, so a part of a gang cannot run."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._gangs = graph.gangs
+        self._whole: dict[int, bool] = {}  # split of a gang -> whether all members are reusable
+
+    def is_whole(self, launch: LaunchAttempt, is_reusable: Callable[[LaunchAttempt], bool]) -> bool:
+        """Return whether all members of the task's gang are reusable; True if it has no gang.
+
+        Args:
+            launch: The command to launch the task. Members are asked about in order, once each.
+            is_reusable: Whether the result of a member exists and fits; called once for each member
+                of a gang.
+        """
+        split, index, count = launch.split, launch.index, launch.count
+        if launch.step not in self._gangs or not launch.opens_index:
+            return True
+        if split is None or index is None or count is None:
+            return True
+        if split not in self._whole:
+            members = (launch._replace(index=each) for each in range(count))
+            self._whole[split] = all(map(is_reusable, members))
+        return self._whole[split] if index + 1 < count else self._whole.pop(split)
+
+
 class CachedTasks:
     """The cache as a source of reusable results.
 
@@ -192,7 +219,7 @@ class CachedTasks:
         self._places: dict[int, tuple[int, str, int]] = {}  # live task -> split, step, index
         self._branches: defaultdict[int, dict[tuple[str, int], int]] = defaultdict(dict)
         self._keys: dict[int, bytes] = {}
-        self._whole: dict[int, bool] = {}  # split of a gang -> whether all its members are cached
+        self._gangs = ReusedGangs(self._graph)
         self.settled(PARAMETERS_TASK, parameters)
 
     # ------------------------------------------------------------ before a launch
@@ -204,31 +231,20 @@ class CachedTasks:
         code = self._code.get(launch.step)
         if code is None:
             return None
-        self._keys[launch.task] = self._key(launch, code)
-        return self._find(launch, code) if self._is_whole(launch, code) else None
+        key = self._keys[launch.task] = self._key(launch, code)
+        if not self._gangs.is_whole(
+            launch, lambda member: self._find(member, self._key(member, code)) is not None
+        ):
+            return None
+        return self._find(launch, key)
 
     def _key(self, launch: LaunchAttempt, code: str) -> bytes:
         inputs = [self._left[task].content for task in self._input_tasks(launch)]
         return bytes.fromhex(_hash((_VERSION, launch.step, code, inputs, self._place(launch))))
 
-    def _find(self, launch: LaunchAttempt, code: str) -> ReusableResult | None:
-        found = self._metadata.cached(self._flow, self._key(launch, code))
+    def _find(self, launch: LaunchAttempt, key: bytes) -> ReusableResult | None:
+        found = self._metadata.cached(self._flow, key)
         return None if found is None else self._fit(found, launch)
-
-    def _is_whole(self, launch: LaunchAttempt, code: str) -> bool:
-        """Return whether all members of the task's gang are cached; True if it has none.
-
-        Members start together and may wait for each other, so a part of a gang cannot run.
-        """
-        split, index, count = launch.split, launch.index, launch.count
-        if launch.step not in self._graph.gangs or not launch.opens_index:
-            return True
-        if split is None or index is None or count is None:
-            return True
-        if split not in self._whole:
-            members = (launch._replace(index=each) for each in range(count))
-            self._whole[split] = all(self._find(each, code) is not None for each in members)
-        return self._whole[split] if index + 1 < count else self._whole.pop(split)
 
     def _input_tasks(self, launch: LaunchAttempt) -> list[int]:
         if isinstance(launch.inputs, FromForeach):

@@ -46,18 +46,21 @@ from aflow.errors import (
     S3NotFound,
     StorageError,
 )
-from aflow.storage import s3 as s3_wire
 from aflow.storage.retry import retried
 from aflow.storage.s3 import (
     AccessDenied,
+    Again,
     BytesSource,
     ConditionFailed,
     NoBucket,
     OutOfRange,
     Subject,
     UploadSource,
+    download,
     translated,
+    upload,
 )
+from aflow.storage.s3 import connect as connect_session
 
 # Local files to upload or download: read and written in parts, at any offset.
 
@@ -303,7 +306,7 @@ class Transfers:
         try:
             answer = await self._tried(
                 url,
-                lambda subject, where: s3_wire.download(self.s3, subject, where, sink, range_),
+                lambda subject, where: download(self.s3, subject, where, sink, range_),
             )
         finally:
             sink.close()
@@ -428,7 +431,7 @@ class Transfers:
         return [(each.key, url) for each, url in zip(objects, urls, strict=True) if url is not None]
 
     async def _send(
-        self, url: str, given: S3PutObject, source: s3_wire.UploadSource, overwrite: bool
+        self, url: str, given: S3PutObject, source: UploadSource, overwrite: bool
     ) -> str | None:
         condition: dict[str, str] = {}
         if not overwrite:
@@ -445,7 +448,7 @@ class Transfers:
             try:
                 await self._tried(
                     url,
-                    lambda subject, where: s3_wire.upload(
+                    lambda subject, where: upload(
                         self.s3, subject, where, source, condition, about
                     ),
                 )
@@ -548,7 +551,7 @@ class Identity(NamedTuple):
 
 
 async def connect(root: S3Prefix, identity: Identity) -> Any:
-    """Return a client of S3, which `s3_wire.disconnect` closes.
+    """Return a client of S3, which `storage.s3.disconnect` closes.
 
     Args:
         root: The prefix of the client, with its endpoint and region.
@@ -560,7 +563,7 @@ async def connect(root: S3Prefix, identity: Identity) -> Any:
     return await _connect(root, identity, lambda: _connect(root, identity, None))
 
 
-async def _connect(root: S3Prefix, identity: Identity, again: s3_wire.Again | None) -> Any:
+async def _connect(root: S3Prefix, identity: Identity, again: Again | None) -> Any:
     of_session = dict(identity.session_vars or {})
     subject = Subject(root.url or "S3", "")
     with translated(subject):
@@ -576,7 +579,7 @@ async def _connect(root: S3Prefix, identity: Identity, again: s3_wire.Again | No
                 session.set_credentials(*(of_session.get(name) for name in _KEYS))
             await assume_role_async(session, identity.role, of_session.get("region_name"))
             options = {name: value for name, value in options.items() if name not in _KEYS}
-        return await s3_wire.connect(session, again, **options)
+        return await connect_session(session, again, **options)
 
 
 _KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")

@@ -6,8 +6,9 @@ Importing this module raises MissingExtra if the driver is not installed.
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import unquote
 
-from aflow._core.secret import without_passwords
+from aflow._core.secret import revealed, sealed, without_passwords
 from aflow.errors import MissingExtra
 
 try:
@@ -20,11 +21,11 @@ except ImportError as error:
     ) from error
 
 __all__ = [
-    "REFUSALS", "SETTINGS", "TextBinaryLoader", "adapt_texts", "advice", "dict_row", "line",
-    "psycopg", "state_of", "unescaped",
+    "REFUSALS", "ROLLED_BACK", "TextBinaryLoader", "adapt_texts", "advice", "connection_options",
+    "dict_row", "line", "psycopg", "state_of", "unescaped",
 ]  # fmt: skip
 
-SETTINGS: dict[str, Any] = {
+_SETTINGS: dict[str, Any] = {
     "connect_timeout": 10,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
@@ -35,6 +36,9 @@ SETTINGS: dict[str, Any] = {
 """The options of each connection. They detect the loss of a server within half a minute."""
 REFUSALS = ("28", "3D000")
 """Results of `state_of` if the server rejected the connection: a retry would not help."""
+ROLLED_BACK = ("40001", "40P01")
+"""Results of `state_of` if the server has rolled a transaction back, so that others could continue:
+a serialization failure, or a deadlock. It may be repeated."""
 
 # Advice by the prefix of an SQLSTATE.
 _ADVICE = {
@@ -50,6 +54,31 @@ _ADVICE = {
     "57P03": "the server is starting: try again in a moment",
     "XX": "it is damaged: see the log of the server",
 }
+
+
+def connection_options(url: str) -> tuple[dict[str, Any], str | None]:
+    """Return the options of libpq in a URL, with aflow's defaults, and its option `schema`, which
+    is aflow's own; None if it has none.
+
+    Args:
+        url: The URL: all forms of libpq, such as several hosts or the folder of a socket.
+
+    Raises:
+        ValueError: If libpq cannot read the URL; the text of the error contains no password.
+    """
+    address, _, query = revealed(sealed(url)).partition("?")
+    schema, kept = None, []
+    for option in filter(None, query.split("&")):
+        name, _, value = option.partition("=")
+        if name == "schema":
+            schema = unquote(value)
+        else:
+            kept.append(option)
+    try:
+        given = psycopg.conninfo.conninfo_to_dict(f"{address}?{'&'.join(kept)}")
+    except psycopg.ProgrammingError as error:
+        raise ValueError(line(error)) from None
+    return {**_SETTINGS, **given}, schema
 
 
 def state_of(error: psycopg.Error) -> str:

@@ -125,10 +125,9 @@ def without_account(url: str) -> str:
     Args:
         url: The URL.
     """
-    from urllib.parse import urlsplit, urlunsplit  # imported here to keep the start fast
-
-    parts = urlsplit(without_passwords(url))
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    scheme, mark, rest = without_passwords(url).partition("://")
+    place = re.split("[/?#]", rest, maxsplit=1)[0]
+    return f"{scheme}{mark}{rest[place.rfind('@') + 1 :]}"
 
 
 def as_mentioned(text: str) -> str:

@@ -18,21 +18,22 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode
 
 from aflow._core.backoff import Backoff, Tries
 from aflow._core.postgres import (
     REFUSALS,
-    SETTINGS,
+    ROLLED_BACK,
     TextBinaryLoader,
     adapt_texts,
     advice,
+    connection_options,
     line,
     psycopg,
     state_of,
     unescaped,
 )
-from aflow._core.secret import revealed, sealed, without_passwords
+from aflow._core.secret import sealed
 from aflow.errors import (
     InvalidSetting,
     MetadataAway,
@@ -70,25 +71,23 @@ class PostgresAddress:
     def __init__(self, url: str) -> None:
         self.address = sealed(url)
         try:
-            parts = urlsplit(revealed(self.address))
-        except ValueError:  # an unclosed bracket; the error text may contain the password
+            self._options, schema = connection_options(url)
+        except ValueError as error:
             raise InvalidSetting(
-                f"{self.address} is not a place of metadata: write "
+                f"{self.address} is not a place of metadata ({error}): write "
                 "postgresql://user:password@host:port/database, and %5B for a [ in it."
             ) from None
-        options = dict(parse_qsl(parts.query, keep_blank_values=True))
-        self.schema = options.pop("schema", SCHEMA)
+        self.schema = SCHEMA if schema is None else schema
         if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", self.schema):
             raise InvalidSetting(
                 f"{self.schema!r} cannot be a schema: use a-z, 0-9 and _, and no digit first."
             )
         self.is_pooled: bool | None = None  # unknown before the first connection
-        self._conninfo = urlunsplit(parts._replace(scheme="postgresql", query=urlencode(options)))
-        user = f"{quote(unquote(parts.username), safe='')}@" if parts.username else ""
-        host = parts.netloc.rpartition("@")[2]
-        shown = {**options, "schema": self.schema} if self.schema != SCHEMA else options
-        whole = urlunsplit(("postgresql", user + host, parts.path, urlencode(shown), ""))
-        self.url = without_passwords(whole)
+        place, _, query = str(self.address).partition("://")[2].partition("?")
+        shown = dict(parse_qsl(query, keep_blank_values=True))
+        if self.schema == SCHEMA:
+            shown.pop("schema", None)
+        self.url = f"postgresql://{place}{f'?{urlencode(shown)}' if shown else ''}"
 
     def connect(self, read_only: bool) -> Connection:
         """Return a new connection, in autocommit mode. Raises MetadataUnavailable, or its subclass
@@ -97,8 +96,8 @@ class PostgresAddress:
         Args:
             read_only: Whether transactions are read-only by default.
         """
-        given = {f"-c {name}={value}" for name, value in self._settings(read_only).items()}
-        made = self._connected(" ".join(sorted(given)), read_only)
+        given = sorted(f"-c {name}={value}" for name, value in self._settings(read_only).items())
+        made = self._connected(given, read_only)
         adapt_texts(made.adapters)
         if self.is_pooled is None:
             self.is_pooled = _is_behind_a_pooler(made)
@@ -108,13 +107,15 @@ class PostgresAddress:
             )
         return made
 
-    def _connected(self, options: str, read_only: bool) -> Connection:
+    def _connected(self, settings: Sequence[str], read_only: bool) -> Connection:
+        own = self._options.get("options", "")
+        options = {**self._options, "options": " ".join([own, *settings])}
         try:
-            return psycopg.connect(self._conninfo, autocommit=True, options=options, **SETTINGS)
+            return psycopg.connect(autocommit=True, **options)
         except psycopg.Error as error:
-            if options and "unsupported startup parameter" in str(error):
+            if settings and "unsupported startup parameter" in str(error):
                 self.is_pooled = True  # poolers reject options: transactions set them instead
-                return self._connected("", read_only)
+                return self._connected((), read_only)
             refused = state_of(error) in REFUSALS
             raise self.named(error, away=not refused) from error
 
@@ -179,7 +180,8 @@ class Connections:
         """Yield a connection, for one use.
 
         Raises MetadataUnavailable and MetadataTooNew; MetadataAway if the connection fails or
-        breaks during use, in which case it is unknown whether the last statement was executed.
+        breaks during use, in which case it is unknown whether the last statement was executed, or
+        if the server has rolled the transaction back for the sake of others.
         Programming errors (wrong SQL or arguments) are not converted.
         """
         connection = self._take()
@@ -191,7 +193,8 @@ class Connections:
                 raise self._place.named(error) from error
             raise
         except psycopg.Error as error:
-            raise self._place.named(error, away=connection.closed) from error
+            away = connection.closed or state_of(error) in ROLLED_BACK
+            raise self._place.named(error, away=away) from error
         finally:
             self._give_back(connection)
 
@@ -318,10 +321,13 @@ class PostgresMetadata(SqlMetadata):
 
     def _transact(self, work: Callable[[Session], T]) -> T:
         """Call `work` in a transaction, which is rolled back if it raises; return its result."""
+        tried = False
 
         def attempt() -> T:
+            nonlocal tried
+            again, tried = tried, True
             with self._connections.one() as db, db.transaction():
-                return work(PostgresSession(db))
+                return work(PostgresSession(db, again))
 
         return self._patiently(attempt)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
@@ -382,12 +383,14 @@ _NO_TASK = 2**63 - 1  # greater than all task numbers
 
 
 class Session(ABC):
-    """A transaction of one connection, which executes statements by name."""
+    """A transaction of one connection, which executes statements by name. `again`: whether it was
+    tried before, and may have been executed then."""
 
     dialect = ""
 
-    def __init__(self, db: Any) -> None:
+    def __init__(self, db: Any, again: bool = False) -> None:
         self._db = db
+        self.again = again
         self._sql = statements("write", self.dialect)
 
     @abstractmethod
@@ -431,7 +434,7 @@ class SqlMetadata(ABC):
     _damaged = "a record in it is damaged"
 
     def __init__(self) -> None:
-        self._known_steps: set[tuple[int, str]] = set()
+        self._known_steps: defaultdict[int, set[str]] = defaultdict(set)  # by unfinished run
 
     # ------------------------------------------------------------------ writing
 
@@ -494,7 +497,10 @@ class SqlMetadata(ABC):
                 self._write(session, run_key, version + 1, batch, latest)
 
         self._transact(commit)
-        self._known_steps.update((run_key, task.step) for task in batch.tasks)
+        if batch.run is not None and batch.run.state in TERMINAL_RUN_STATES:
+            self._known_steps.pop(run_key, None)
+        else:
+            self._known_steps[run_key].update(task.step for task in batch.tasks)
         return version + 1
 
     def _write(
@@ -505,7 +511,7 @@ class SqlMetadata(ABC):
         if batch.tasks:
             steps = {task.step: task.created_at for task in reversed(batch.tasks)}
             for step, at in steps.items():
-                if (run_key, step) not in self._known_steps:
+                if step not in self._known_steps.get(run_key, ()):
                     session.do("add_step", run_key, step, at)
             session.do_all("add_task", [task_row(run_key, task) for task in batch.tasks])
         if batch.tasks or batch.attempts:
@@ -575,12 +581,18 @@ class SqlMetadata(ABC):
     def put_document(self, kind: str, name: str, data: bytes, version: int = 0) -> int:
         """Create or change a document; see `Documents`."""
 
-        def put(session: Session) -> int:
+        def put(session: Session) -> bool:
             if version == 0:
-                return session.do("add_document", kind, name, data)
-            return session.do("change_document", data, kind, name, version)
+                changed = session.do("add_document", kind, name, data)
+            else:
+                changed = session.do("change_document", data, kind, name, version)
+            if not changed and session.again:  # the response to the previous attempt may be lost
+                return (name, version + 1, data) in session.all(
+                    "document", kind=kind, document=name
+                )
+            return changed == 1
 
-        if self._transact(put) != 1:
+        if not self._transact(put):
             raise VersionConflict(
                 f"There is a {kind} {name} already."
                 if version == 0
@@ -590,7 +602,12 @@ class SqlMetadata(ABC):
 
     def delete_document(self, kind: str, name: str) -> bool:
         """Delete a document; see `Documents`."""
-        return self._transact(lambda session: session.do("delete_document", kind, name)) == 1
+
+        def delete(session: Session) -> bool:
+            # If it was tried before, it may be that attempt that has deleted the document.
+            return session.do("delete_document", kind, name) == 1 or session.again
+
+        return self._transact(delete)
 
     def put_jobs(self, name: str, data: bytes) -> None:
         """Replace the document in which a run publishes its jobs; see `HandedAttempts`."""

@@ -20,10 +20,9 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from aflow._core.postgres import SETTINGS, advice, line, psycopg, state_of
-from aflow._core.secret import as_mentioned, revealed, sealed, without_account
+from aflow._core.postgres import advice, connection_options, line, psycopg, state_of
+from aflow._core.secret import as_mentioned, without_account
 from aflow._core.statements import statements_in
 from aflow.errors import InvalidSetting, QueueUnavailable
 from aflow.queue.base import (
@@ -50,7 +49,8 @@ Connection = psycopg.AsyncConnection[Any]
 
 
 class PostgresQueue(Queue):
-    """The queue in the database at `postgresql://user:password@host:port/name`."""
+    """The queue in the database at `postgresql://user:password@host:port/name`, or at another URL
+    of libpq's that names a database or a service."""
 
     def __init__(self, url: str, max_deliveries: int = MAX_DELIVERIES) -> None:
         refused = InvalidSetting(
@@ -59,17 +59,16 @@ class PostgresQueue(Queue):
             "than the user's own."
         )
         try:
-            parts = urlsplit(revealed(sealed(url)))
-            is_place = parts.hostname and parts.path.strip("/") and parts.port != 0
-        except ValueError:  # an invalid port, or an unclosed bracket
+            self._options, given = connection_options(url)
+        except ValueError:  # an unclosed bracket, or an option that libpq does not know
             raise refused from None
-        options = parse_qsl(parts.query, keep_blank_values=True)
-        given = dict(options).get("schema")
-        if not is_place or not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", given or "_"):
-            raise refused
         self._url = without_account(url)
-        rest = urlencode([each for each in options if each[0] != "schema"])
-        self._dsn = urlunsplit(parts._replace(query=rest))
+        is_place = {"dbname", "service"} & self._options.keys()
+        ports = [each for each in self._options.get("port", "").split(",") if each]
+        if not is_place or not all(each.isdecimal() and 0 < int(each) < 1 << 16 for each in ports):
+            raise refused
+        if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", given or "_"):
+            raise refused
         self._schema_name = given  # None: the first schema of the user's search_path
         self._schema = ""  # the prefix of table names, with its dot
         self._is_pooled = False  # whether each transaction may use another connection
@@ -395,11 +394,10 @@ class PostgresQueue(Queue):
 
     async def _connect(self) -> Connection:
         return await psycopg.AsyncConnection.connect(
-            self._dsn,
             autocommit=True,
             cursor_factory=psycopg.AsyncRawCursor,
             prepare_threshold=None if self._is_pooled else 0,
-            **SETTINGS,
+            **self._options,
         )
 
     def _statement(self, name: str) -> bytes:

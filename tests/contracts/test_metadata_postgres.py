@@ -7,21 +7,32 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from aflow._core.clock import FakeClock
 from aflow.errors import InvalidSetting, MetadataTooNew, MetadataUnavailable, VersionConflict
 from aflow.metadata import sql as rows
-from aflow.metadata.base import Batch, RunRecord
+from aflow.metadata.base import Batch, RunRecord, RunUpdate
 from aflow.metadata.sql import migrations, statements
+from aflow.queue.base import Message
+from aflow.queue.factory import open_queue
+from aflow.scheduler.states import RunState
 from tests.contracts.metadata_files import RUN, a_batch, every_answer
 from tests.support.postgres import new_schema
 from tests.support.servers import Server, free_port, postgres_for_one
+from tests.support.waiting import select_nothing
 
 psycopg = pytest.importorskip("psycopg")
-from aflow.metadata.postgres import LATEST, PATIENCE, PostgresMetadata  # noqa: E402 -- needs psycopg
+from aflow.metadata.postgres import (  # noqa: E402 -- needs psycopg
+    LATEST,
+    PATIENCE,
+    PostgresMetadata,
+    PostgresSession,
+)
 
 
 @pytest.fixture
@@ -141,34 +152,88 @@ def test_of_stores_that_commit_on_one_version_one_wins(url: str, run: RunRecord)
 # ------------------------------------------------------------------ a server that goes away
 
 
-def test_a_commit_whose_answer_was_lost_is_written_once(
-    store: PostgresMetadata, run: RunRecord
-) -> None:
-    transaction = store._connections.one
-
-    def answer_lost(db: Any) -> None:
-        raise psycopg.OperationalError("the connection was lost")
-
-    calls: list[int] = []
-    from contextlib import contextmanager
+def lose_next_answer(store: PostgresMetadata) -> list[int]:
+    """Lose the connection of the next call after its transaction. Returns a list that then has the
+    process of the connection."""
+    connection = store._connections.one
+    lost: list[int] = []
 
     @contextmanager
     def one() -> Iterator[Any]:
-        with transaction() as db:
+        with connection() as db:
             yield db
-            if not calls:
-                calls.append(db.info.backend_pid)
+            if not lost:
+                lost.append(db.info.backend_pid)
                 db.close()
-                answer_lost(db)
+                raise psycopg.OperationalError("the connection was lost")
 
     store._connections.one = one  # type: ignore[method-assign]
+    return lost
+
+
+def test_a_commit_whose_answer_was_lost_is_written_once(
+    store: PostgresMetadata, run: RunRecord
+) -> None:
+    lost = lose_next_answer(store)
     assert 1 == store.commit(run.key, 0, a_batch(0))
 
-    assert 1 == len(calls)
+    assert 1 == len(lost)
     found = store.run("Flow", "1")
     assert found is not None
     assert 1 == found.version
     assert 21 == len(list(store.tasks(run.key)))
+
+
+def test_a_document_whose_answer_was_lost_is_changed_once(store: PostgresMetadata) -> None:
+    store.flows()
+    for version, data in enumerate((b"first", b"second")):
+        lost = lose_next_answer(store)
+        assert version + 1 == store.put_document("schedule", "a", data, version)
+        assert 1 == len(lost)
+    lose_next_answer(store)
+    with pytest.raises(VersionConflict):
+        store.put_document("schedule", "a", b"of another", 1)
+    lose_next_answer(store)
+    assert store.delete_document("schedule", "a")
+    assert not store.delete_document("schedule", "a")
+
+
+def test_a_transaction_that_the_server_gives_up_for_another_is_repeated(
+    store: PostgresMetadata, run: RunRecord
+) -> None:
+    states = ["40001", "40P01"]
+
+    def work(session: Any) -> int:
+        if states:
+            state = states.pop()
+            session._db.execute(f"DO $$ BEGIN RAISE SQLSTATE '{state}'; END $$")
+        return int(session.do("beat", 7.0, run.key))
+
+    assert 1 == store._transact(work)
+    assert [] == states
+
+
+def test_a_heartbeat_during_the_last_commit_of_a_run_leaves_no_lease(
+    store: PostgresMetadata, run: RunRecord
+) -> None:
+    """They use the same two rows: neither is a victim of the other, and repeated."""
+    store._patiently = lambda attempt: attempt()  # type: ignore[method-assign]
+    assert store.acquire_lease(run.key, "coordinator/a", 10.0, 1.0).mine
+    end = Batch(run=RunUpdate(RunState.SUCCEEDED, 2.0))
+    with ThreadPoolExecutor(1) as thread, store._connections.one() as db:
+        with db.transaction():
+            session = PostgresSession(db)
+            session.do("advance", "mark", run.key, 0)
+            beating = thread.submit(store.acquire_lease, run.key, "coordinator/a", 10.0, 2.0)
+            waits = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            while not command(store, waits)[0][0]:
+                select_nothing(0.01)
+            store._write(session, run.key, 1, end, [])
+        assert not beating.result().mine
+    found = store.run("Flow", "1")
+    assert found is not None
+    assert None is found.lease
+    assert RunState.SUCCEEDED is found.state
 
 
 def test_connections_that_the_server_has_cut_are_replaced(
@@ -222,6 +287,43 @@ def test_a_server_that_stays_away_ends_in_a_sentence(own_server: Server) -> None
         store.flows()
     assert began + PATIENCE == pytest.approx(clock.monotonic())
     store.close()
+
+
+# ------------------------------------------------------------------ URLs
+
+
+@pytest.mark.parametrize(
+    ("start", "query"),
+    [
+        ("aflow:secret@{host}", ""),
+        ("aflow:secret@{host},127.0.0.1:1", ""),
+        ("", "host=127.0.0.1&port={port}&user=aflow&password=secret&"),
+    ],
+    ids=["one host", "two hosts", "all in options"],
+)
+async def test_options_of_libpq_in_a_url_count(url: str, start: str, query: str) -> None:
+    parts = urlsplit(url)
+    place = start.format(host=parts.netloc.rpartition("@")[2])
+    query = query.format(port=parts.port) + parts.query
+    more = "application_name=my%20flows&connect_timeout=4&options=-c%20statement_timeout%3D12s"
+    whole = f"postgresql://{place}/postgres?{query}&{more}"
+    shown = "SELECT current_setting('application_name'), current_setting('statement_timeout')"
+    store, queue = PostgresMetadata(whole), open_queue(whole)
+    assert [("my flows", "12s")] == command(store, shown)
+    await queue.put("topic", [Message("a", b"")])
+    async with queue._connection() as db:  # type: ignore[attr-defined]
+        assert [("my flows", "12s")] == await (await db.execute(shown)).fetchall()
+    assert "secret" not in store.url + queue.url
+    assert queue.url.startswith("postgresql://")
+    store.close()
+    await queue.close()
+
+
+@pytest.mark.parametrize("odd", ["//me:secret@[::1/db", "//me:secret@h/db?colour=1", "//h/%zz"])
+def test_a_url_that_libpq_cannot_read_is_refused_without_its_password(odd: str) -> None:
+    with pytest.raises(InvalidSetting, match="is not a place of metadata") as caught:
+        PostgresMetadata(f"postgresql:{odd}")
+    assert "secret" not in str(caught.value)
 
 
 # ------------------------------------------------------------------ errors

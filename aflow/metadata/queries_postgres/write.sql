@@ -3,6 +3,14 @@ INSERT INTO runs (flow, run, state, user_name, created_at, finished_at, version,
 VALUES (%s, %s, %s, %s, %s, %s, 0, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT DO NOTHING RETURNING key
 
+-- name: acquire_lease
+-- The run is locked before its lease, as by a commit: the one that ends the run deletes the lease.
+INSERT INTO leases (run_key, owner, until)
+SELECT key, %s, extract(epoch FROM clock_timestamp()) + %s FROM runs WHERE key = %s AND state = 'running'
+FOR NO KEY UPDATE
+ON CONFLICT (run_key) DO UPDATE SET owner = excluded.owner, until = excluded.until
+WHERE leases.owner = excluded.owner OR leases.until <= extract(epoch FROM clock_timestamp())
+
 -- name: step_ended
 UPDATE steps SET finished_at = greatest(finished_at, %s), max_rss = greatest(max_rss, %s) WHERE run_key = %s AND step = %s
 

@@ -20,6 +20,7 @@ from aflow.scheduler.messages import (
     CancelAttempt,
     Command,
     Event,
+    ItemsReady,
     LaunchAttempt,
     decode_events,
 )
@@ -143,15 +144,25 @@ class _Account:
         self._run_key = run.key
         views = () if run.origin_run is None else metadata.tasks(run.key, light=True)
         self._ran = {view.task.task for view in views if not view.task.origin}
+        self._is_complete = True
         self.found: dict[int, ReusableResult] = {}  # by task, for tasks that have not ended
 
     def take_down(self, event: Event, commands: list[Command]) -> None:
         """Repeat the calls for one event of the journal and the machine's commands for it."""
         if type(event) is AttemptEnded:
             self.found.pop(event.task, None)
-            if event.outcome.state is AttemptState.SUCCEEDED:
-                manifests = self._metadata.manifests(self._run_key, [event.task])
-                self._reusable.settled(event.task, manifests[event.task])
+        if type(event) is ItemsReady or (
+            type(event) is AttemptEnded and event.outcome.state is AttemptState.SUCCEEDED
+        ):
+            manifest = self._metadata.manifests(self._run_key, [event.task]).get(event.task)
+            if manifest is None:
+                # The task has failed after it had announced items. The run is failing, and results
+                # for tasks of these items can no longer be found.
+                self._is_complete = False
+            elif self._is_complete:
+                self._reusable.settled(event.task, manifest)
+        if not self._is_complete:
+            return
         for command in commands:
             if type(command) is LaunchAttempt and command.attempt == 0:
                 reused = self._reusable.find(command)

@@ -25,12 +25,13 @@ from aflow.errors import (
 )
 from aflow.flow.spec import FlowSpec
 from aflow.metadata.sqlite import SqliteMetadata
+from aflow.runs.events import TaskEnded
 from aflow.scheduler.states import RunState
 from aflow.storage.local import LocalStore
 from aflow.task.config_binding import configured
 from tests.contracts.executing import ends, is_alive
 from tests.flows.conftest import children_of
-from tests.flows.embedded import at_work, coordinator, flow
+from tests.flows.embedded import at_work, coordinator, flow, loaded
 
 __all__ = ["flow"]  # a fixture
 
@@ -186,6 +187,27 @@ async def test_a_run_that_is_left_as_it_starts_sets_no_timer_for_later(
         recovered = await runs.recover(flow, left.id)
         assert RunState.SUCCEEDED is (await recovered.wait()).state
     assert [] == errors
+
+
+@pytest.mark.parametrize(
+    ("breaks", "state"), [(False, RunState.SUCCEEDED), (True, RunState.FAILED)]
+)
+async def test_a_run_is_recovered_whose_cached_tasks_began_while_a_generator_still_yielded(
+    breaks: bool, state: RunState, tmp_path: Path
+) -> None:
+    with loaded("streamed") as module:
+        flow = module.StreamedFlow
+        async with coordinator(tmp_path) as runs:
+            left = await runs.start(flow, folder=str(tmp_path), breaks=breaks)
+            async with aclosing(left.events()) as events:
+                async for event in events:
+                    if isinstance(event, TaskEnded):  # the task of the generator
+                        break
+            left.leave()
+        (tmp_path / "go").touch()
+        async with coordinator(tmp_path) as runs:
+            recovered = await runs.recover(flow, left.id)
+            assert state is (await recovered.wait()).state
 
 
 async def test_a_cancel_can_be_awaited_to_know_how_the_run_ended(

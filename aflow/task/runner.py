@@ -434,16 +434,11 @@ class AttemptRunner:
             )
         if call.foreach is None:
             return call.steps, None, call.num_parallel
-        if iterator is not None and self._may_stream(execution.step):
+        if iterator is not None and self.announce is not None and self.context.persist:
             count = self._stream(execution, manifest, call, iterator)
         else:
             manifest.items, count = self._items(execution, call.foreach, iterator)
         return call.steps, call.foreach, count
-
-    def _may_stream(self, step: StepDefinition) -> bool:
-        """Return whether tasks of the foreach may start before all items exist (see scheduler)."""
-        tried_again = step.decorator("retry") or step.decorator("catch")
-        return self.announce is not None and not tried_again
 
     def _stream(
         self, execution: Execution, manifest: Manifest, call: NextCall, iterator: Iterator[Any]

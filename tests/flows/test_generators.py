@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from aflow import client
+from aflow.runs.gc import RunsToDelete, collect
+from aflow.storage.factory import open_store
 from tests.flows.conftest import Workspace
+from tests.support.waiting import wait_until
 
 FLOW = """
 class Flow_(FlowSpec):
@@ -188,6 +193,36 @@ def test_where_a_step_may_be_tried_again_tasks_begin_when_all_items_are_there(
     run = client.Flow("Flow_").latest_run
     assert run is not None
     assert 5 == len(list(run["work"]))
+
+
+def test_gc_keeps_the_items_of_a_step_that_may_be_tried_again_while_it_yields(
+    workspace: Workspace,
+) -> None:
+    workspace.write(
+        FLOW.replace(
+            "    @step\n    def start",
+            "    @retry(times=1, minutes_between_retries=0)\n    @step\n    def start",
+        ).replace(
+            'yield {"number": number}',
+            "open('yielding', 'w').close()\n"
+            '            yield {"number": number, "large": "x" * (2 << 20)}\n'
+            "            while not os.path.exists('collected'):\n"
+            "                time.sleep(0.01)",
+        )
+    )
+    running = workspace.start("run", "--count", "2")
+    wait_until((workspace.path / "yielding").exists)
+    metadata = workspace.metadata
+    run = metadata.runs("Flow_")[0]
+    wait_until(lambda: metadata.manifests(run.key, [1]))
+
+    store = open_store(f"file://{workspace.path}/.aflow")
+    collect(metadata, store, RunsToDelete(), time.time() + 10, grace=0.0)
+
+    (workspace.path / "collected").touch()
+    ran = workspace.finish(running)
+    assert 0 == ran.code, ran.err
+    workspace.check()
 
 
 def test_a_generator_of_many_items_is_reported_now_and_then(workspace: Workspace) -> None:

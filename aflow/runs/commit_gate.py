@@ -149,7 +149,7 @@ class GroupCommit:
         await self.flush()
         if not self._broken:
             release_lease = self._thread.submit(self._metadata.release_lease, self._run_key, holder)
-            await asyncio.wait([asyncio.wrap_future(release_lease)])
+            await asyncio.gather(asyncio.wrap_future(release_lease), return_exceptions=True)
 
     async def flush(self) -> None:
         """Wait until all pending outcomes are written, or a commit has failed."""

@@ -101,27 +101,32 @@ def _where(hook: Hook, definition: FlowDefinition) -> Any:
 def _in_a_process(where: Any, pathspec: str, metadata_url: str) -> int:
     """Call the hook in a new process, wait for it, and return its exit code."""
     flush(sys.stdout)
+    request = (where, pathspec, revealed(metadata_url), stands_for_metaflow(), sys.path)
+    packed = msgpack.packb(request, unicode_errors="surrogatepass")
     process = subprocess.Popen(
         command_of("aflow.runs.exit_hooks"), stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert process.stdin is not None, "a pipe was asked for"
     assert process.stdout is not None, "a pipe was asked for"
     try:
-        request = (where, pathspec, revealed(metadata_url), stands_for_metaflow(), sys.path)
-        process.stdin.write(msgpack.packb(request, unicode_errors="surrogatepass"))
-        process.stdin.close()
-    except BrokenPipeError:  # it has exited already: the exit code is returned below
-        pass
-    try:
         with process.stdout as output:
+            try:
+                process.stdin.write(packed)
+                process.stdin.close()
+            except BrokenPipeError:  # it has exited already: the exit code is returned below
+                pass
             _copy(output.fileno(), process)
         return process.wait()
     except BaseException:  # the program is interrupted: stop the hook, too
-        with suppress(subprocess.TimeoutExpired):  # it may have received the same signal
-            process.wait(_GRACE)
+        if process.stdin.closed:  # otherwise it would read an incomplete request
+            with suppress(subprocess.TimeoutExpired):  # it may have received the same signal
+                process.wait(_GRACE)
         process.kill()
         process.wait()
         raise
+    finally:
+        with suppress(BrokenPipeError):
+            process.stdin.close()
 
 
 def _copy(output: int, process: subprocess.Popen[bytes]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from aflow._core import ids
 from aflow._core.ids import PARAMETERS_TASK
 from aflow._core.records import NamedTuple, replace
-from aflow.errors import InvalidInput, NotFound
+from aflow.errors import InvalidInput, NotFound, StorageError
 from aflow.flow.graph import Kind
 from aflow.metadata.base import AttemptRecord, TaskRecord
 from aflow.runs.cache.history import LOOK_BACK
@@ -135,7 +135,7 @@ def prepare(
 
     Raises:
         InvalidInput: If the step has become a join, or is no longer one, since the origin; if it
-            belongs to a gang; or if `artifacts` is invalid.
+            belongs to a gang; if a task that it reads has failed; or if `artifacts` is invalid.
     """
     view = metadata.task(origin.key, task)
     assert view is not None, "the task was found a moment ago"
@@ -148,9 +148,15 @@ def prepare(
             f"{'a' if joins else 'no'} join in that run, and is {'none' if joins else 'one'} now."
         )
     manifests = Manifests(lambda: metadata, origin.key)
-    found = dict(input_manifests(inputs, manifests))
+    try:
+        found = dict(input_manifests(inputs, manifests))
+        launch = _launch(view, manifests)
+    except StorageError as error:  # a generator has failed after the tasks of its first items began
+        raise InvalidInput(
+            f"{origin.flow}/{origin.run}/{step}/{task} cannot be spun without the results that it "
+            f"reads: {error}"
+        ) from error
     _replace_artifacts(origin, found, artifacts, joins, writer)
-    launch = _launch(view, manifests)
     around = definition.graph.nodes[step].splits
     if around and definition.graph.nodes[around[-1]].kind is Kind.PARALLEL:
         raise InvalidInput(f"Step {step!r} is a member of a gang, which cannot be spun alone.")

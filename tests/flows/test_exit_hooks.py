@@ -7,7 +7,8 @@ import signal
 
 import pytest
 
-from tests.flows.conftest import Workspace
+from aflow.runs import exit_hooks
+from tests.flows.conftest import Workspace, children_of
 
 HOOKS = """
 from aflow import exit_hook
@@ -157,3 +158,19 @@ class Flow_(FlowSpec):
         assert "hook is done\n" in ran.out
     finally:
         os.kill(int((workspace.path / "pid").read_text()), signal.SIGKILL)
+
+
+def test_an_interrupt_while_a_hook_is_asked_for_leaves_no_process() -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    others = children_of(os.getpid())
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.02)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            # More than a pipe holds: it is written as soon as the new interpreter reads it.
+            exit_hooks._in_a_process("x" * (1 << 20), "Flow_/1", "memory:")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert others == children_of(os.getpid())

@@ -168,6 +168,9 @@ def test_a_generator_that_fails_later_fails_its_run_and_is_resumed_anew(
     assert 1 == failed.code
     assert "ValueError: no more" in failed.err
     assert 2 == len([line for line in failed.lines if "finished successfully" in line])
+    spun = workspace.finish(workspace.start("--no-pylint", "spin", "work"))
+    assert 2 == spun.code
+    assert "without the results that it reads: Task 1 " in spun.err
     (workspace.path / "mended").touch()
 
     resumed = workspace.finish(workspace.start("resume"))

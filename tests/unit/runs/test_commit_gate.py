@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from aflow.errors import MetadataError
 from aflow.metadata.base import LEASE, LeaseState, MetadataRecord, RunRecord
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.runs.commit_gate import CommitGate, GroupCommit
@@ -55,6 +58,29 @@ async def test_a_run_keeps_its_lease_while_its_code_is_worked_out(tmp_path: Path
     assert ["of the run"] == [each.value for each in metadata.metadata(run.key, 0)]
     await commits.close()
     metadata.close()
+
+
+class Unreachable(SqliteMetadata):
+    """A metadata store that no longer answers when the lease is released."""
+
+    def release_lease(self, run_key: int, holder: str) -> None:
+        raise MetadataError("The metadata store does not respond.")
+
+
+async def test_a_lease_that_cannot_be_released_is_left_to_expire(tmp_path: Path) -> None:
+    errors: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, error: errors.append(error))
+    metadata = Unreachable(tmp_path / "metadata.db")
+    begun = RunRecord(0, "Flow", "1", RunState.RUNNING, "ann", 100.0, None, 0, (), (), {}, {})
+    run = metadata.create_run(begun, b"", HOLDER, LEASE)
+    commits = GroupCommit(metadata, run.key, run.version, lambda number: None, lambda _: None)
+
+    await commits.release_lease(HOLDER)
+
+    await commits.close()
+    metadata.close()
+    gc.collect()  # reports errors of futures that were not retrieved
+    assert [] == errors
 
 
 TASKS = st.integers(0, 9)

@@ -67,7 +67,8 @@ class StepContext:
         self._merged: dict[str, tuple[int, Entry]] = {}
         parent = inputs.task if isinstance(inputs, FromTask) else PARAMETERS_TASK
         self._source = TaskArtifacts(parent, manifests.of(parent), manifests, reader)
-        self.read_only = read_only_names(definition)
+        # The names that no step may set: parameters and class constants.
+        self.read_only = frozenset((*definition.parameters, *definition.constants))
         self._stack: tuple[ForeachFrame, ...] | None = None
 
     # ------------------------------------------------------------ inputs
@@ -268,22 +269,6 @@ class StepContext:
                 task: [name for name in names if name not in own] for task, names in passed.items()
             }
         return {task: names for task, names in passed.items() if names}
-
-
-_READ_ONLY: dict[int, frozenset[str]] = {}
-
-
-def read_only_names(definition: FlowDefinition) -> frozenset[str]:
-    """Return the names that no step may set: parameters and class constants.
-
-    Args:
-        definition: The flow: its class, steps, parameters and decorators.
-    """
-    names = _READ_ONLY.get(id(definition))
-    if names is None:
-        names = frozenset(definition.parameters) | frozenset(definition.constants)
-        _READ_ONLY[id(definition)] = names
-    return names
 
 
 # Items of a foreach whose tasks may start while the step still generates items.

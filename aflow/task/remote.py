@@ -12,7 +12,7 @@ checks for a result before it runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import msgpack
@@ -25,15 +25,13 @@ from aflow.storage.artifacts import Manifest
 from aflow.storage.blobs import digest_of
 from aflow.task.inputs import PAGE, Manifests
 from aflow.task.runner import AttemptRunner, sentence
-from aflow.task.spec import AttemptReport, AttemptSpec, RunContext
+from aflow.task.spec import AttemptKey, AttemptReport, AttemptSpec, RunContext
 
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
     from aflow.metadata.base import MetadataStore
     from aflow.storage.base import ObjectStore
     from aflow.storage.blobs import BlobStore
-
-_SOURCES = 64  # payloads of manifests that are searched, latest first
 
 Row = tuple[int, int, str, bytes]  # split index, task, step, manifest
 
@@ -195,13 +193,17 @@ def _report_in(store: ObjectStore, name: str) -> AttemptReport:
 
 
 class StoredManifests(Manifests):
-    """The manifests of a run's tasks: sent with the spec, or read from payloads that specs name."""
+    """The manifests of a run's tasks: sent with the spec, or read from payloads that specs name.
+
+    Every manifest that an attempt may read is in its spec, or in a payload of its spec. So the
+    specs of running attempts are kept: this is the only place of a manifest that the cache has
+    evicted.
+    """
 
     def __init__(self, payloads: Payloads) -> None:
         super().__init__(_no_metadata, 0)
         self._payloads = payloads
-        self._sources: dict[str, None] = {}  # keys of payloads, the latest last
-        self._pages: dict[FromForeach, Sequence[str]] = {}
+        self._running: dict[AttemptKey, AttemptSpec] = {}  # the latest last
         self._read: tuple[str, dict[int, bytes], list[Row]] | None = None
 
     def expect(self, spec: AttemptSpec) -> None:
@@ -210,26 +212,24 @@ class StoredManifests(Manifests):
         Args:
             spec: The spec of the attempt.
         """
-        for key in (*spec.pages, *((spec.more,) if spec.more else ())):
-            self._sources.pop(key, None)
-            self._sources[key] = None
-        while len(self._sources) > max(_SOURCES, len(spec.pages) + 1):
-            del self._sources[next(iter(self._sources))]
-        if spec.pages:
-            inputs = decode_inputs(spec.inputs)
-            assert isinstance(inputs, FromForeach), "only such a join has pages"
-            self._pages[inputs] = spec.pages
+        self._running.pop(spec.attempt_key, None)
+        self._running[spec.attempt_key] = spec
+
+    def forget(self, spec: AttemptSpec) -> None:
+        """Drop what `expect` has noted: the attempt has ended.
+
+        Args:
+            spec: The spec of the attempt.
+        """
+        self._running.pop(spec.attempt_key, None)
 
     def of(self, task: int) -> Manifest:
         """Return the manifest of a task that succeeded."""
         if not self.knows(task):
-            for key in ([self._read[0]] if self._read else []) + [*reversed(self._sources)]:
-                manifests, _ = self._opened(key)
-                if task in manifests:
-                    self.remember(task, Manifest.decode(manifests[task]))
-                    break
-            else:
+            data = next(self._sent(task), None)
+            if data is None:
                 raise StorageError(f"The manifest of task {task} did not come with the attempt.")
+            self.remember(task, Manifest.decode(data))
         return super().of(task)
 
     def with_item(self, task: int, index: int) -> Manifest:
@@ -237,10 +237,9 @@ class StoredManifests(Manifests):
         manifest = self.of(task)
         if manifest.items is None or index < manifest.items[0]:
             return manifest
-        # Payloads for earlier items contain the manifest as it was then.
-        for key in [*reversed(self._sources)]:
-            manifests, _ = self._opened(key)
-            found = Manifest.decode(manifests[task]) if task in manifests else manifest
+        # What was sent for earlier items has the manifest as it was then.
+        for data in self._sent(task):
+            found = Manifest.decode(data)
             if found.items is not None and index < found.items[0]:
                 self.remember(task, found)
                 return found
@@ -248,8 +247,26 @@ class StoredManifests(Manifests):
 
     def page(self, inputs: FromForeach, start: int) -> list[tuple[int, int, str, Manifest]]:
         """Return up to PAGE inputs of a foreach join, starting at split index `start`."""
-        _, rows = self._opened(self._pages[inputs][start // PAGE])
+        if not inputs.count:
+            return []
+        pages = next(spec.pages for spec in self._specs() if decode_inputs(spec.inputs) == inputs)
+        _, rows = self._opened(pages[start // PAGE])
         return [(index, task, step, Manifest.decode(data)) for index, task, step, data in rows]
+
+    def _specs(self) -> list[AttemptSpec]:
+        """Return the specs of the running attempts, the latest first."""
+        return [*self._running.values()][::-1]
+
+    def _sent(self, task: int) -> Iterator[bytes]:
+        """Yield the manifests of a task that came with running attempts, the latest first."""
+        specs = self._specs()
+        yield from (spec.manifests[task] for spec in specs if task in spec.manifests)
+        last = [self._read[0]] if self._read else []
+        named = (key for spec in specs for key in (spec.more, *reversed(spec.pages)) if key)
+        for key in dict.fromkeys([*last, *named]):
+            manifests, _ = self._opened(key)
+            if task in manifests:
+                yield manifests[task]
 
     def _opened(self, key: str) -> tuple[dict[int, bytes], list[Row]]:
         """Return the contents of a payload; the last one is cached, since it is read repeatedly."""
@@ -273,14 +290,20 @@ class RemoteRunner(AttemptRunner):
 
     def run(self, spec: AttemptSpec) -> AttemptReport:
         """Run one attempt to its end, unless its task is settled already."""
-        return self._settled(spec) or self._commit(spec, super().run(spec))
+        try:
+            return self._settled(spec) or self._commit(spec, super().run(spec))
+        finally:
+            self._stored.forget(spec)
 
     async def run_async(
         self, spec: AttemptSpec, is_cancelled: Callable[[], bool] = lambda: False
     ) -> AttemptReport:
         """Run one attempt of a coroutine step, unless its task is settled already."""
-        settled = self._settled(spec)
-        return settled or self._commit(spec, await super().run_async(spec, is_cancelled))
+        try:
+            settled = self._settled(spec)
+            return settled or self._commit(spec, await super().run_async(spec, is_cancelled))
+        finally:
+            self._stored.forget(spec)
 
     def _settled(self, spec: AttemptSpec) -> AttemptReport | None:
         try:

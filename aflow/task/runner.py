@@ -272,11 +272,11 @@ class AttemptRunner:
     # ------------------------------------------------------------ prepare
 
     def _begin(self, spec: AttemptSpec) -> Execution:
-        self.remember(spec)
         return Execution(spec, self.definition.steps[spec.step], self._clock.now())
 
     def _prepare(self, execution: Execution) -> None:
         spec, definition = execution.spec, self.definition
+        self.remember(spec)
         execution.flow = self.instance()
         reader = ArtifactReader(self._blobs, self._names)
         execution.task = StepContext(

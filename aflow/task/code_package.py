@@ -3,10 +3,11 @@
 It contains the files below the folder of the program with one of the suffixes (by default `.py`,
 `.R` and `.RDS`), and files that mutators add. If the program is a module of a package (`python -m
 package.flow`), the folder is the parent of the package. Hidden folders, `__pycache__` and virtual
-environments are excluded. Symbolic links are followed, each folder once.
+environments are excluded. Symbolic links are followed, those to one folder once.
 
-The format is a POSIX tar (pax) of regular files, sorted by name. Owners, times and modes are
-constant, so that the same code results in the same bytes, and is stored only once.
+The format is a POSIX tar (pax) of regular files, sorted by name. Owners, times and modes (except
+whether a file is executable) are constant, so that the same code results in the same bytes, and is
+stored only once.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 _NOT_CODE = frozenset({"__pycache__", "node_modules"})
 _LONGEST_NAME = 1000
+_READ, _RUN = 0o644, 0o755  # the modes of files in a package
 KEPT_UNUSED = 7 * 86400.0  # seconds after which unused unpacked code is removed
 
 
@@ -149,15 +151,17 @@ def pack(files: Mapping[str, Path], limits: PackageLimits = TO_TRAVEL) -> bytes:
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name, path in files.items():
             try:
+                status = os.stat(path)
+                if buffer.tell() + status.st_size > limits.size:  # before it is read
+                    raise _too_large(f"more than {limits.size >> 20} MB", path.parent)
                 content = read_regular(path)
             except OSError as error:
                 raise CodePackageError(
                     f"{path} cannot be put into the code package: {error.strerror}."
                 ) from error
-            if buffer.tell() + len(content) > limits.size:
-                raise _too_large(f"more than {limits.size >> 20} MB", path.parent)
             member = tarfile.TarInfo(name)
             member.size = len(content)
+            member.mode = _RUN if status.st_mode & 0o100 else _READ
             archive.addfile(member, io.BytesIO(content))
     return buffer.getvalue()
 
@@ -295,7 +299,11 @@ def _is_sound(kind: bytes, header: bytes) -> bool:
         end = position + int(record[1]) if record else 0
         if record is None or end > len(header) or end < record.end() + 1:
             return False
-        if header[end - 1 : end] != b"\n" or re.match(_REFUSED, record[2]):
+        if header[end - 1 : end] != b"\n":
+            return False
+        # Python writes this value if a name is not UTF-8; it reads each other one as UTF-8.
+        is_binary = header[record.start(2) : end] == b"hdrcharset=BINARY\n"
+        if re.match(_REFUSED, record[2]) and not is_binary:
             return False
         position = end
     return True
@@ -526,6 +534,8 @@ def unpack_from(archive: tarfile.TarFile, folder: Path) -> None:
             assert content is not None, "it is a plain file"
             with content, target.open("wb") as file:
                 shutil.copyfileobj(content, file)
+            if member.mode & 0o100:
+                target.chmod(_RUN)
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, PurePosixPath]]:
@@ -559,7 +569,7 @@ def _named(what: str) -> Iterator[None]:
 
 def _below(folder: str, limits: PackageLimits) -> Iterator[str]:
     """Yield the files below the folder, regardless of their suffixes."""
-    todo, seen, entries = [folder], {os.path.realpath(folder)}, 0
+    todo, linked, entries = [folder], {os.path.realpath(folder)}, 0
     while todo:
         where = todo.pop()
         for entry in _entries(where):
@@ -572,9 +582,12 @@ def _below(folder: str, limits: PackageLimits) -> Iterator[str]:
                 if _is_file(entry):
                     yield entry.path
                 continue
-            real = os.path.realpath(entry.path)
-            if real not in seen and not os.path.exists(os.path.join(real, "pyvenv.cfg")):
-                seen.add(real)
+            if entry.is_symlink():
+                real = os.path.realpath(entry.path)
+                if real in linked or os.path.realpath(where).startswith(os.path.join(real, "")):
+                    continue  # a circle, or a second link to the same folder
+                linked.add(real)
+            if not os.path.exists(os.path.join(entry.path, "pyvenv.cfg")):
                 todo.append(entry.path)
 
 
@@ -644,7 +657,7 @@ def _pair(mutator: object, given: Any) -> tuple[str, Path]:
             "(path of a file, its name in the package)."
         )
     name = os.path.normpath(os.fspath(given[1]))
-    if os.path.isabs(name) or name.startswith(".."):
+    if os.path.isabs(name) or name == os.curdir or name.split(os.sep)[0] == os.pardir:
         raise CodePackageError(
             f"add_to_package of {type(mutator).__name__}: {name} is outside of the package."
         )

@@ -89,10 +89,14 @@ def test_links_are_followed_and_circles_end(flow: FlowDefinition, tmp_path: Path
     (project / "round").symlink_to(project)
     (project / "self.py").symlink_to(project / "self.py")
     os.unlink(project / "self.py")
+    write(tmp_path, "pkg/part.py")
+    for link in ("alias", "pkg/up", "pkg/part/beside"):  # the first is found before its folder
+        (project / link).parent.mkdir(exist_ok=True)
+        (project / link).symlink_to(project / "pkg")
 
     files = code_package.members(flow)
 
-    assert ["flow.py", "lib/utils.py"] == [*files]
+    assert ["alias/part.py", "flow.py", "lib/utils.py", "pkg/part.py"] == [*files]
     assert b"shared" == opened(code_package.pack(files)).extractfile("lib/utils.py").read()
 
 
@@ -104,7 +108,7 @@ def opened(data: bytes) -> tarfile.TarFile:
 def test_the_same_code_is_the_same_bytes(flow: FlowDefinition, tmp_path: Path) -> None:
     first = code_package.pack(code_package.members(flow))
     file = write(tmp_path, "flow.py", "the flow")
-    file.chmod(0o777)
+    file.chmod(0o666)
     os.utime(file, (1, 1))
 
     assert first == code_package.pack(code_package.members(flow))
@@ -126,6 +130,21 @@ def test_a_package_comes_out_of_the_store_as_it_went_in(
     assert "the flow" == (tmp_path / "out" / "flow.py").read_text()
     assert "ünïcode" == (tmp_path / "out" / "a" / "b.py").read_text()
     assert stored == code_package.store(flow, blobs)
+
+
+def test_a_package_has_odd_names_and_programs_as_they_are(
+    flow: FlowDefinition, tmp_path: Path
+) -> None:
+    script = write(tmp_path, "count.sh", "#!/bin/sh\n")
+    script.chmod(0o700)
+    odd = os.fsdecode(b"caf\xe9.sh")  # of an archive in Latin-1
+    write(tmp_path, odd, "odd")
+    out = tmp_path / "out"
+
+    code_package.unpack(code_package.pack(code_package.members(flow, [".sh"])), out)
+
+    assert {"flow.py", "count.sh", odd} == {*os.listdir(out)}
+    assert [True, False] == [os.access(out / each, os.X_OK) for each in ("count.sh", odd)]
 
 
 @pytest.mark.parametrize(
@@ -172,6 +191,10 @@ def test_too_many_files_and_too_many_bytes_are_refused(
     with pytest.raises(CodePackageError, match="folder of its own"):
         code_package.pack(code_package.members(flow), code_package.PackageLimits(100, 1000))
 
+    os.truncate(write(tmp_path, "more.csv"), 1 << 40)  # more than the memory: it is not read
+    with pytest.raises(CodePackageError, match="more than 512 MB"):
+        code_package.pack(code_package.members(flow, [".csv"]))
+
 
 def test_a_run_records_why_its_code_is_not_kept(flow: FlowDefinition) -> None:
     gone = replace(flow, file="<a cell>")
@@ -204,7 +227,7 @@ def test_mutators_add_files_from_anywhere(flow: FlowDefinition, tmp_path: Path) 
     assert ["flow.py", "models/weights.bin"] == [*files]
 
 
-@pytest.mark.parametrize("name", ["../x", "/x", 5])
+@pytest.mark.parametrize("name", ["../x", "/x", "", 5])
 def test_mutators_add_nothing_outside_of_the_package(flow: FlowDefinition, name: object) -> None:
     with pytest.raises(CodePackageError, match="add_to_package of Adds"):
         code_package.members(adding(flow, ("somewhere", name)))

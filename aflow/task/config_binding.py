@@ -5,10 +5,10 @@ Every process that runs a flow derives the same definition from the values of th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from copy import copy
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aflow._core.records import NamedTuple, replace
@@ -119,10 +119,15 @@ def _value(config: Config, given: GivenConfigs, context: Context) -> Any:
             raise InvalidConfig(f"Config {name!r} was given both a file and a value.")
         return value_of(config, given.values[name], "as it was given")
     if name in given.files:
-        return value_of(config, _text(config, Path(given.files[name])), f"in {given.files[name]}")
+        return value_of(config, _text(config, given.files[name]), f"in {given.files[name]}")
     default = _called(config, config._default, context)
-    if default is not None and Path(default).is_file():
-        return value_of(config, _text(config, Path(default)), f"in {default}")
+    if not isinstance(default, str | os.PathLike | None):
+        raise InvalidConfig(
+            f"The default of config {name!r} is {type(default).__name__}: it is the path of a "
+            "file; a value is given with default_value."
+        )
+    if default is not None and os.path.isfile(expanded(os.fspath(default))):
+        return value_of(config, _text(config, default), f"in {default}")
     value = _called(config, config._default_value, context)
     if value is None and default is not None:
         raise InvalidConfig(
@@ -137,9 +142,9 @@ def _value(config: Config, given: GivenConfigs, context: Context) -> Any:
     return value_of(config, value, "by default")
 
 
-def _text(config: Config, path: Path) -> str:
+def _text(config: Config, path: str | os.PathLike[str]) -> str:
     try:
-        return expanded(str(path)).read_text(encoding="utf-8")
+        return expanded(os.fspath(path)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
         raise InvalidConfig(

@@ -44,10 +44,17 @@ class Variables:
             values: The values, by name.
 
         Raises:
-            TaskError: If another running step holds one of them with another value; the message
-                does not contain the values.
+            TaskError: If another running step holds one of them with another value, or a value
+                cannot be encoded; the message does not contain the values.
         """
         for name, value in values.items():
+            try:
+                os.fsencode(value)
+            except UnicodeEncodeError:
+                raise TaskError(
+                    f"@{self._kind}: the value of the variable {name} has a character that no "
+                    "environment variable can have (half of a surrogate pair)."
+                ) from None
             held = self._held.get(name)
             if held is not None and held.value != value:
                 raise TaskError(

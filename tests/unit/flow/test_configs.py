@@ -500,6 +500,15 @@ def test_a_value_wins_over_a_file_and_a_file_over_the_default(
     )
 
 
+def test_a_default_may_be_in_the_home_of_the_user(
+    make_flow: MakeFlow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.json").write_text('{"from": "home"}')
+
+    assert {"from": "home"} == read(make_flow, tmp_path, None, default="~/a.json")
+
+
 @pytest.mark.parametrize(
     ("given", "options", "sentence"),
     [
@@ -508,6 +517,12 @@ def test_a_value_wins_over_a_file_and_a_file_over_the_default(
             {},
             "The file {folder}/a.json of config 'a' is not there: write it, or give another with "
             "--config a PATH or --config-value a JSON.",
+        ),
+        (
+            None,
+            {"default": {"from": "code"}},
+            "The default of config 'a' is dict: it is the path of a file; a value is given with "
+            "default_value.",
         ),
         (
             GivenConfigs({"a": "b"}, {"a": 1}),

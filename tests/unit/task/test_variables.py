@@ -35,3 +35,16 @@ def test_another_value_for_a_variable_that_is_held_is_refused_without_being_show
     assert not {"hunter2", "swordfish"} & set(str(raised.value).split())
     assert "AFLOW_OTHER" not in os.environ
     variables.release({"AFLOW_NEW": "hunter2"})
+
+
+def test_a_value_that_no_variable_can_have_is_refused_before_any_is_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("AFLOW_NEW", raising=False)
+    variables = Variables("secrets")
+
+    with pytest.raises(TaskError, match="@secrets: the value of the variable AFLOW_HALF") as raised:
+        variables.take({"AFLOW_NEW": "hunter2", "AFLOW_HALF": "swordfish\ud800"})
+
+    assert "swordfish" not in str(raised.value)
+    assert "AFLOW_NEW" not in os.environ

@@ -380,6 +380,8 @@ class Coordinator:
         try:
             record = await in_thread(self._held, definition, run)
             try:
+                # Read again: its coordinator may have written to it until the lease was acquired.
+                record = await in_thread(lambda: self._records.run(record.flow, run) or record)
                 options = runs.recovery.as_recorded(options, record)
                 options = await in_thread(self._with_recorded_locks, options, record)
                 options, executor = await self._executor(definition, options, zygote)
@@ -403,7 +405,7 @@ class Coordinator:
         return replace(options, locks=locks)
 
     def _held(self, definition: FlowDefinition, run: str) -> RunRecord:
-        """Acquire the lease of the run and return its record. Blocks."""
+        """Acquire the lease of the run and return its earlier record. Blocks."""
         record = self._records.run(definition.name, run)
         if record is None:
             raise NotFound(f"There is no run {definition.name}/{run} in {self._records.url}.")
@@ -413,8 +415,7 @@ class Coordinator:
                 f"{definition.name}/{run} has a coordinator that drives it: it can be recovered "
                 f"{LEASE:g} seconds after that has died."
             )
-        # Read again: its coordinator may have written to it until the lease was acquired.
-        return self._records.run(definition.name, run) or record
+        return record
 
     def _stood(
         self,

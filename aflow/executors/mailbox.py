@@ -84,7 +84,8 @@ class ReportInbox(Generic[R]):
         self._uncommitted: dict[tuple[str, int], _Unread[R]] = {}  # by worker and number
         self._interrupted = False
         self._cancelled: set[AttemptKey] = set()  # by us, and not yet ended
-        self.declined: dict[str, str] = {}  # workers that cannot run the flow, with the reasons
+        # Workers that cannot run the flow, with the reasons, by the step that they have declined.
+        self.declined: defaultdict[str, dict[str, str]] = defaultdict(dict)
         self._idle = asyncio.Event()
         self._reports: Reports
         self._over: Callable[[AttemptKey], None] | None = None
@@ -203,12 +204,12 @@ class ReportInbox(Generic[R]):
         ends: set[AttemptKey] = set()
         for kind, task, attempt, *rest in message.events:
             away = self.away.get((task, attempt))
-            if kind == protocol.DECLINED:
-                self.declined[message.worker] = rest[0]
-                if away is not None and away.worker in (None, message.worker):
-                    away.is_back, away.worker = True, None
-                continue
             if away is None:
+                continue
+            if kind == protocol.DECLINED:
+                self.declined[away.step][message.worker] = rest[0]
+                if away.worker in (None, message.worker):
+                    away.is_back, away.worker = True, None
                 continue
             if kind == protocol.STARTED:
                 self._note_start(away, message, task, attempt, *rest)
@@ -244,6 +245,7 @@ class ReportInbox(Generic[R]):
         at: float,
     ) -> None:
         away.is_back = False
+        self.declined[away.step].pop(message.worker, None)
         if (away.worker, away.host) != (message.worker, message.host):
             away.worker, away.host = message.worker, message.host
             self._reports.handed(task, attempt, message.worker, message.host)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections import defaultdict
+from collections import ChainMap, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -99,8 +99,8 @@ class QueueExecutor(RemoteExecutor[Lease]):
         self._given_up: set[AttemptKey] = set()  # ended here, though a worker may still lease them
         self._cancels: defaultdict[str, list[AttemptKey]] = defaultdict(list)
         self._away = ""  # the error of the broker while it is unavailable, else ""
-        self._specs: dict[AttemptKey, AttemptSpec] = {}  # of attempts that have not ended
-        self._put_at: dict[AttemptKey, float] = {}  # when their messages were put
+        # Of attempts that have not ended, and whose messages were put.
+        self._specs: dict[AttemptKey, AttemptSpec] = {}
         self._missing: set[AttemptKey] = set()  # unknown to the queue at the last check
         self._cancel_messages: dict[str, list[str]] = {}  # by worker: ids of our cancel messages
         self._unfit_since: dict[str, float] = {}  # since when a pool has no capable worker
@@ -119,8 +119,7 @@ class QueueExecutor(RemoteExecutor[Lease]):
             if orphan.started_at is None:
                 self._outgoing.append(spec)
             else:
-                attempt_key = (spec.task, spec.attempt)
-                self._specs[attempt_key], self._put_at[attempt_key] = spec, 0.0
+                self._specs[spec.task, spec.attempt] = spec
         return ()
 
     def forget(self, task: int, attempt: int) -> None:
@@ -181,7 +180,6 @@ class QueueExecutor(RemoteExecutor[Lease]):
 
     def _note_over(self, attempt_key: AttemptKey) -> None:
         self._specs.pop(attempt_key, None)
-        self._put_at.pop(attempt_key, None)
         self._missing.discard(attempt_key)
 
     async def conclude(self) -> None:
@@ -269,10 +267,9 @@ class QueueExecutor(RemoteExecutor[Lease]):
         for topic, messages in by_topic.items():
             await self._queue.put(topic, messages)
         for spec in put:
-            attempt_key = (spec.task, spec.attempt)
             # A worker may already have reported the end while the other messages were put.
-            if attempt_key in self._mail.away:
-                self._specs[attempt_key], self._put_at[attempt_key] = spec, self._loop.time()
+            if (spec.task, spec.attempt) in self._mail.away:
+                self._specs[spec.task, spec.attempt] = spec
 
     def _too_large(self, size: int) -> str:
         return (
@@ -383,7 +380,7 @@ class QueueExecutor(RemoteExecutor[Lease]):
         while True:
             await asyncio.sleep(LOOK)
             by_topic: defaultdict[str, dict[str, AttemptKey]] = defaultdict(dict)
-            for attempt_key in filter(self._mail.is_wanted, self._put_at):
+            for attempt_key in filter(self._mail.is_wanted, self._specs):
                 by_topic[self._topic(self._mail.away[attempt_key].step)][self._id(attempt_key)] = (
                     attempt_key
                 )
@@ -512,7 +509,9 @@ class QueueExecutor(RemoteExecutor[Lease]):
                 waiting[self._pools[away.step]].append(attempt_key)
         reasons = []
         for pool, attempt_keys in sorted(waiting.items()):
-            able = Ability.of(pool, self._name, workers, self._mail.declined)
+            declined = self._mail.declined.items()
+            reported = [found for step, found in declined if self._pools[step] == pool]
+            able = Ability.of(pool, self._name, workers, dict(ChainMap(*reported)))
             reasons.append(able.why(len(attempt_keys), self._queue.url))
             if any(self._gang_of(attempt_key) for attempt_key in attempt_keys):
                 reasons.append("All members of a gang run at once, and each needs a slot.")
@@ -565,7 +564,7 @@ class Ability(NamedTuple):
             pool: The name of the pool of workers.
             group: The prefix of the run's message ids, by which workers decline a run.
             workers: The announcements by worker; None if the broker does not list workers.
-            reported: The reasons of workers that have declined an attempt of the run.
+            reported: The reasons of workers that have declined attempts of the pool.
         """
         if workers is None:
             return cls(pool, None, 0, reported)

@@ -3,8 +3,9 @@
 The records of a run are objects numbered from 0: the run itself, then one object per commit. They
 are written with `put_if_absent`, so that of two concurrent writers one fails, and reads the other's
 object before it retries. A reader replays the objects of a run into a store in memory, and then
-fetches only new objects. After every SNAPSHOT objects, a snapshot of all that was written so far
-is stored, from which readers start. Lists are built from a small index object per run.
+fetches only new objects. After every SNAPSHOT objects, a snapshot of all records so far is stored,
+from which readers start; it has no events, since runs without a coordinator have none. Lists are
+built from a small index object per run.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -19,7 +21,7 @@ from uuid import uuid4
 from aflow._core import ids
 from aflow._core.clock import SystemClock
 from aflow._core.records import dataclass
-from aflow.errors import InvalidMessage, NotFound, ObjectNotFound, VersionConflict
+from aflow.errors import InvalidMessage, NotFound, ObjectNotFound, StorageError, VersionConflict
 from aflow.metadata import base
 from aflow.metadata.base import Batch, ReplacedLog, RunFilter, RunRecord, RunUpdate
 from aflow.metadata.sqlite import SqliteMetadata
@@ -170,11 +172,14 @@ class StoreMetadata(SqliteMetadata):
         if found is None:
             return None
         number, record, parameters, batch, version = found
-        entry = ["run", record, parameters, "", 0.0, f"{record.key:014x}"]
+        holder, left = ("", 0.0) if record.lease is None else record.lease[:2]
+        entry = ["run", record, parameters, holder, left, f"{record.key:014x}"]
         known = self._apply(flow, run, None, 0, entry)
         super().commit(known.key, 0, batch)
         with self._transaction() as db:
             db.execute("UPDATE runs SET version = ? WHERE key = ?", (version, known.key))
+            # Readers that know the run up to an earlier version get all attempts again.
+            db.execute("UPDATE attempts SET changed = ? WHERE run_key = ?", (version, known.key))
         known.last = number
         return known
 
@@ -213,7 +218,8 @@ class StoreMetadata(SqliteMetadata):
                 raise VersionConflict(_CONFLICT)
             self._apply(flow, run, known, known.last + 1, entry)
             if known.last % SNAPSHOT == 0:
-                self._write_snapshot(flow, run, known)
+                with suppress(StorageError):  # what was appended counts, and has no use for it
+                    self._write_snapshot(flow, run, known)
 
     def _put_index(self, flow: str, run: str) -> None:
         record = self._in_memory(flow, run)

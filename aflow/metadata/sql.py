@@ -586,11 +586,10 @@ class SqlMetadata(ABC):
                 changed = session.do("add_document", kind, name, data)
             else:
                 changed = session.do("change_document", data, kind, name, version)
-            if not changed and session.again:  # the response to the previous attempt may be lost
-                return (name, version + 1, data) in session.all(
-                    "document", kind=kind, document=name
-                )
-            return changed == 1
+            if changed or not session.again:
+                return changed == 1
+            found = session.all("document", kind=kind, document=name)
+            return (name, version + 1, data) in found  # whether the previous attempt has written it
 
         if not self._transact(put):
             raise VersionConflict(

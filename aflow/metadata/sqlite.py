@@ -253,7 +253,8 @@ def _migrate(connection: sqlite3.Connection, where: str) -> None:
     """Apply the missing migrations in one transaction; concurrent processes wait for it."""
     with transaction(connection):
         version = _version(connection)
-        if version == 0 and connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master")]
+        if tables and "runs" not in tables:
             raise MetadataUnavailable(
                 f"The metadata in {where} cannot be used: it is a database of something else; name "
                 "another file."

@@ -33,15 +33,20 @@ Effects are exactly-once because commits are fenced by attempt, not because of t
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Collection, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from aflow._core.backoff import Backoff
-from aflow.errors import InvalidName, LeaseLost
+from aflow.errors import InvalidName, LeaseLost, QueueError
 
 MAX_DELIVERIES = 5
 HIGHEST_PRIORITY = 100
+
+_GIVING_BACK = 5.0  # seconds to release leases for a caller that was cancelled
+Taken = TypeVar("Taken", bound=tuple[Any, ...])
 
 _TOPIC = re.compile(r"[A-Za-z0-9_.\-]{1,64}\Z")
 _ID = re.compile(r"[A-Za-z0-9_.:/\-]{1,256}\Z")
@@ -314,6 +319,26 @@ def check_held(
     lost = [lease.id for lease in leases if lease.token not in held]
     if lost:
         raise LeaseLost.of(lost, extended)
+
+
+async def released_if_cancelled(queue: Queue, taking: Coroutine[Any, Any, Taken]) -> Taken:
+    """Await a call that leases messages; if the caller is cancelled, release what it has leased.
+
+    Args:
+        queue: The queue of the messages.
+        taking: The call; the first element of its result are the leases.
+
+    Returns:
+        The result of the call.
+    """
+    call = asyncio.get_running_loop().create_task(taking)
+    try:
+        return await asyncio.shield(call)
+    except asyncio.CancelledError:
+        with suppress(QueueError, TimeoutError):  # a failure must not replace the cancellation
+            async with asyncio.timeout(_GIVING_BACK):
+                await queue.release((await call)[0], counted=False)
+        raise
 
 
 def check_messages(messages: Sequence[Message]) -> Sequence[Message]:

@@ -37,6 +37,7 @@ from aflow.queue.base import (
     check_held,
     check_messages,
     check_topic,
+    released_if_cancelled,
 )
 
 try:
@@ -68,6 +69,7 @@ _OF_A_CLUSTER = (faults.ClusterError, faults.AskError, faults.ClusterDownError)
 _log = logging.getLogger("aflow.queue")
 _SCRIPTS = statements_in(Path(__file__).parent / "queries" / "redis.lua")
 
+_BRACKETS = str.maketrans("", "", "[]")  # around addresses of IPv6
 _WORKERS = "@workers"  # no topic has this name
 
 
@@ -124,7 +126,7 @@ class RedisQueue(Queue):
             return prefix, redis.from_url(urlunsplit(parts._replace(query="")), **_OPTIONS)
         account, _, hosts = parts.netloc.rpartition("@")
         user, _, password = account.partition(":")
-        places = [each.rpartition(":") for each in hosts.split(",")]
+        places = [each.rpartition(":") for each in hosts.translate(_BRACKETS).split(",")]
         if name is None or not all(host and port.isdecimal() for host, _, port in places):
             raise refused
         sentinel = self._sentinel = _Sentinel(
@@ -167,7 +169,8 @@ class RedisQueue(Queue):
         give_up_at = loop.time() + wait
         woken_by: bytes | None = None
         while True:
-            taken, due, has_skipped = await self._take(topics, limit, ttl, skip)
+            taking = self._take(topics, limit, ttl, skip)
+            taken, due, has_skipped = await released_if_cancelled(self, taking)
             if woken_by is not None and has_skipped and not taken:
                 # The message may be one that only other clients lease: wake the next of them.
                 async with self._errors_named():

@@ -33,7 +33,7 @@ from aflow._core.private_folders import (
 from aflow._core.sqlite import BUSY_TIMEOUT, LeaseClock, one_process_at_a_time, url_of
 from aflow._core.statements import statements_in
 from aflow._core.system import DESCRIPTORS
-from aflow.errors import QueueError, QueueUnavailable, UnsafeFolder
+from aflow.errors import QueueUnavailable, UnsafeFolder
 from aflow.queue.base import (
     MAX_DELIVERIES,
     Buried,
@@ -45,6 +45,7 @@ from aflow.queue.base import (
     check_messages,
     check_topic,
     group_of,
+    released_if_cancelled,
 )
 
 if TYPE_CHECKING:
@@ -267,7 +268,7 @@ class SqliteQueue(Queue):
         """Lease messages; see the port."""
         for topic in topics:
             check_topic(topic)
-        taken, _ = await self._take_or_give_back(topics, limit, ttl, skip)
+        taken, _ = await self._take(topics, limit, ttl, skip)
         if taken or wait <= 0:
             return taken
         give_up_at = self._clock.monotonic() + wait
@@ -275,7 +276,7 @@ class SqliteQueue(Queue):
         try:
             while True:
                 bell.clear()
-                taken, due_in = await self._take_or_give_back(topics, limit, ttl, skip)
+                taken, due_in = await self._take(topics, limit, ttl, skip)
                 left = give_up_at - self._clock.monotonic()
                 if taken or left <= 0:
                     return taken
@@ -283,20 +284,14 @@ class SqliteQueue(Queue):
         finally:
             bell.close()
 
-    async def _take_or_give_back(
+    async def _take(
         self, topics: Sequence[str], limit: int, ttl: float, skip: Collection[str]
     ) -> tuple[list[Lease], float]:
-        """Call `_take`; if the caller is cancelled during the call, release the leases."""
-        taking = self._begin(lambda db: self._take(db, topics, limit, ttl, skip))
-        try:
-            return await asyncio.shield(taking)
-        except asyncio.CancelledError:
-            with suppress(QueueError):  # a failure must not replace the cancellation
-                taken, _ = await taking
-                await self.release(taken, counted=False)
-            raise
+        """Return the leases, and the seconds until a leased or delayed message becomes ready."""
+        taking = self._do(lambda db: self._taken(db, topics, limit, ttl, skip))
+        return await released_if_cancelled(self, taking)
 
-    def _take(
+    def _taken(
         self,
         db: sqlite3.Connection,
         topics: Sequence[str],
@@ -304,7 +299,6 @@ class SqliteQueue(Queue):
         ttl: float,
         skip: Collection[str],
     ) -> tuple[list[Lease], float]:
-        """Return the leases, and the seconds until a leased or delayed message becomes ready."""
         now, expires_at = self._leases.now(), self._clock.now() + ttl
         taken: list[Lease] = []
         due = float("inf")
@@ -491,12 +485,9 @@ class SqliteQueue(Queue):
 
     async def _do(self, what: Callable[[sqlite3.Connection], T]) -> T:
         """Call `what` in a transaction, in the thread that owns the connection."""
-        return await self._begin(what)
-
-    def _begin(self, what: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "aflow-queue")
-        return asyncio.get_running_loop().run_in_executor(self._thread, self._transact, what)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._transact, what)
 
     def _transact(self, what: Callable[[sqlite3.Connection], T]) -> T:
         with self._errors_named():
@@ -522,6 +513,12 @@ class SqliteQueue(Queue):
                 if self._path.stat().st_size == 0:
                     db.execute("PRAGMA journal_mode = WAL")
                 (version,) = db.execute("PRAGMA user_version").fetchone()
+                tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master")]
+                if tables and "messages" not in tables:
+                    raise QueueUnavailable(
+                        f"The queue in {self._path} cannot be used: it is a database of something "
+                        "else; name another file."
+                    )
                 if version < _VERSION:
                     names = ["lease_clocks"] if version == 2 else ["schema", "lease_clocks"]
                     missing = "".join(_SQL[name] for name in names)

@@ -403,7 +403,14 @@ class SqsQueue(Queue):
         open_store: Callable[[str], ObjectStore] | None = None,
         clock: Clock | None = None,
     ) -> None:
-        parts = urlsplit(url)
+        refused = InvalidSetting(
+            f"{as_mentioned(url)!r} is not a place of a queue: write sqs://region/prefix, or "
+            "sqs+http://host:port/prefix?region=name; credentials come from AWS_* variables."
+        )
+        try:
+            parts = urlsplit(url)
+        except ValueError:  # an unclosed bracket
+            raise refused from None
         options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
         protocol = parts.scheme.partition("+")[2]
         region = options.pop("region", None) if protocol else parts.netloc
@@ -411,10 +418,7 @@ class SqsQueue(Queue):
         bodies = options.pop("bodies", None)
         self._prefix = parts.path.strip("/")
         if not parts.netloc or "@" in parts.netloc or options or not _NAME.match(self._prefix):
-            raise InvalidSetting(
-                f"{as_mentioned(url)!r} is not a place of a queue: write sqs://region/prefix, or "
-                "sqs+http://host:port/prefix?region=name; credentials come from AWS_* variables."
-            )
+            raise refused
         self._url = url
         self._max_deliveries = max_deliveries
         self._clock = clock or SystemClock()

@@ -24,7 +24,7 @@ from aflow.metadata.base import (
     TaskRecord,
     TaskView,
 )
-from aflow.metadata.object_store import StoreMetadata
+from aflow.metadata.object_store import SNAPSHOT, StoreMetadata
 from aflow.scheduler.messages import NoInputs, encode_inputs
 from aflow.scheduler.states import AttemptState, RunState, TaskState
 from aflow.storage.local import LocalStore
@@ -272,6 +272,31 @@ def test_a_commit_to_an_object_store_that_did_not_answer_is_known_by_its_mark(
     assert 2 == store.commit(run.key, 1, Batch(b"more"))
 
     assert [b"events", b"more"] == list(reader.journal(run.key))
+    store.close()
+    reader.close()
+
+
+def test_a_run_that_is_read_from_its_snapshot_is_the_same(tmp_path: Path) -> None:
+    objects = LocalStore(tmp_path)
+    store = StoreMetadata(objects)
+    run = store.create_run(a_run(tags=("a",)), b"parameters", "step-functions/x", 1000.0)
+    for number in range(SNAPSHOT):
+        batch = Batch(tasks=tasks_of("wide", [number + 1]), attempts=[succeeded(number + 1)])
+        store.commit(run.key, number, batch)
+    reader = StoreMetadata(objects)
+
+    ours, theirs = (each.run("Flow", "1") for each in (store, reader))
+    assert ours is not None
+    assert theirs is not None
+    assert ours._replace(lease=None) == theirs._replace(lease=None)
+    assert ours.lease is not None
+    assert theirs.lease is not None
+    assert "step-functions/x" == theirs.lease.holder
+    assert ours.lease.left == pytest.approx(theirs.lease.left, abs=60.0)
+    assert list(store.tasks(run.key)) == list(reader.tasks(run.key))
+    changed = ({each.task for each in each.task_columns(run.key, 20)} for each in (store, reader))
+    ours_changed, theirs_changed = changed
+    assert ours_changed <= theirs_changed
     store.close()
     reader.close()
 

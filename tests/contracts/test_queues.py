@@ -460,6 +460,20 @@ async def test_a_lease_that_is_cancelled_ends_at_whatever_moment_that_is(queue: 
         assert {waiting} == done, f"cancelled after {turns} turns of the loop"
 
 
+async def test_a_lease_that_is_cancelled_keeps_no_message(queue: Queue, backend: Backend) -> None:
+    strict(backend)
+    await queue.put("t", messages("a"))
+    for turns in range(20):
+        leasing = asyncio.create_task(queue.lease(["t"], 1, LONG))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        leasing.cancel()
+        await asyncio.wait([leasing])
+        leases = await queue.lease(["t"], 1, LONG) if leasing.cancelled() else leasing.result()
+        assert [("a", 1)] == [(each.id, each.deliveries) for each in leases]
+        await queue.release(leases, counted=False)
+
+
 async def test_waiting_can_be_cancelled_and_loses_nothing(queue: Queue, other: Queue) -> None:
     waiting = asyncio.create_task(one(queue))
     await asyncio.sleep(0)

@@ -52,7 +52,10 @@ Broker = tuple[Server, str, signal.Signals]  # how to crash it comes last
         ("redis://host/0/1", "not a place of a queue"),
         ("redis+sentinel://host:26379", "not a place of a queue"),
         ("redis+sentinel://host/name", "not a place of a queue"),
+        ("sqs+http://[::1/prefix", "not a place of a queue"),
         ("postgresql://host", "not a place of a queue"),
+        ("postgresql://host:99999/name", "not a place of a queue"),
+        ("postgresql://host/name?colour=red", "not a place of a queue"),
         ("postgresql://host:port/name", "not a place of a queue"),
         ("postgresql://host/name?schema=a-b", "not a place of a queue"),
         ("sqlite:relative", "names no path"),
@@ -159,6 +162,14 @@ async def test_a_file_that_is_no_queue_is_named(tmp_path: Path) -> None:
     with pytest.raises(QueueUnavailable, match=r"queue\.db cannot be used"):
         await queue.put("t", [Message("a", b"")])
     await queue.close()
+    (tmp_path / "queue.db").unlink()
+    db = sqlite3.connect(tmp_path / "queue.db")
+    db.execute("CREATE TABLE photos (name TEXT)")
+    with pytest.raises(QueueUnavailable, match="a database of something else"):
+        await queue.put("t", [Message("a", b"")])
+    await queue.close()
+    assert [("photos",)] == db.execute("SELECT name FROM sqlite_master").fetchall()
+    db.close()
 
 
 async def test_a_lease_that_is_cancelled_while_the_file_is_locked_raises_the_cancellation(

@@ -40,3 +40,17 @@ async def test_an_end_is_never_lost_whatever_comes_first(order: tuple[tuple[obje
     assert {} == mail.away
     mail.forget((1, 0))
     assert [0, 1, 2] == sorted(mail.done)
+
+
+async def test_a_step_is_declined_by_workers_that_have_not_begun_it_since() -> None:
+    mail = ReportInbox[int](FakeClock())
+    mail.begin(Recorded())  # type: ignore[arg-type]
+    mail.send((1, 0), "act")
+    mail.send((2, 0), "train")
+    events = [(protocol.DECLINED, task, 0, "no such library") for task in (1, 2)]
+    for number, (worker, event) in enumerate(
+        [("a", events[0]), ("b", events[0]), ("b", STARTED), ("c", events[1])]
+    ):
+        mail.receive(ReportsMessage("Flow", "1", worker, "host", number, [event]), number)
+
+    assert {"act": {"a": "no such library"}, "train": {"c": "no such library"}} == mail.declined

@@ -35,6 +35,10 @@ class ConfigValue(dict[Any, Any]):
         except KeyError:
             raise AttributeError(f"The config has no key {key!r}.") from None
 
+    def copy(self) -> ConfigValue:
+        """Return the config itself: it is immutable. See `to_dict` for a copy to change."""
+        return self
+
     def to_dict(self) -> dict[Any, Any]:
         """Return a mutable copy, with plain dicts and lists."""
         return {key: _thawed(value) for key, value in self.items()}

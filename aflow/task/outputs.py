@@ -63,6 +63,7 @@ class StepContext:
         self._reader = reader
         self._items = items
         self._own_item: Item | None = None
+        self._item_values: dict[int, Any] = {}  # by the task that opened the foreach
         self._loaded: dict[str, Loaded] = {}
         self._merged: dict[str, tuple[int, Entry]] = {}
         parent = inputs.task if isinstance(inputs, FromTask) else PARAMETERS_TASK
@@ -112,6 +113,12 @@ class StepContext:
         return [(frame.index, frame.num_splits, self._item(frame)) for frame in self.stack]
 
     def _item(self, frame: ForeachFrame) -> Any:
+        # Loaded once, like an artifact: a step may change its item in place and read it again.
+        if frame.split not in self._item_values:
+            self._item_values[frame.split] = self._loaded_item(frame)
+        return self._item_values[frame.split]
+
+    def _loaded_item(self, frame: ForeachFrame) -> Any:
         # The foreach may have grown since this process has read its manifest for an earlier task.
         items = self._manifests.with_item(frame.split, frame.index).items
         if items is None:
@@ -180,13 +187,13 @@ class StepContext:
         for task in tasks:
             manifest = self._manifests.of(task)
             artifacts = TaskArtifacts(task, manifest, self._manifests, self._reader)
-            branches[manifest.step] = InputTask(manifest.step, artifacts, self._item)
+            branches[manifest.step] = InputTask(manifest.step, artifacts, self._loaded_item)
         return JoinInputs(len(branches), lambda start: [*branches.values()], lambda: branches)
 
     def _page(self, inputs: FromForeach, start: int) -> list[InputTask]:
         return [
             InputTask(
-                step, TaskArtifacts(task, manifest, self._manifests, self._reader), self._item
+                step, TaskArtifacts(task, manifest, self._manifests, self._reader), self._loaded_item
             )
             for _, task, step, manifest in self._manifests.page(inputs, start)
         ]

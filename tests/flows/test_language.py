@@ -287,25 +287,35 @@ def test_foreach_in_foreach_joins_level_by_level(workspace: Workspace, isolation
     assert "[(0, 'a'), (1, 'b'), (2, 'c')] None []" in ran.lines
 
 
-def test_an_artifact_changed_in_place_is_stored_as_changed(workspace: Workspace) -> None:
+def test_what_is_changed_in_place_is_seen_as_changed(workspace: Workspace) -> None:
     workspace.write("""
         class Flow_(FlowSpec):
             @step
             def start(self):
                 self.xs, self.ys = [1], [1]
-                self.next(self.middle)
+                self.rows = [{"a": 1}, {"a": 1}, {"a": 3}]
+                self.next(self.middle, foreach="rows")
 
             @step
             def middle(self):
                 self.xs.append(2)
                 self.ys
+                self.input["b"] = 2
+                self.row = self.input, self.foreach_stack()[0][2]
+                self.next(self.join)
+
+            @step
+            def join(self, inputs):
+                self.merge_artifacts(inputs, exclude=["row"])
+                self.items = [each.input["a"] for each in inputs], inputs[2].row
                 self.next(self.end)
 
             @step
             def end(self):
-                print(self.xs, self.ys)
+                print(self.xs, self.ys, self.items)
     """)
-    assert "[1, 2] [1]" in workspace.run().lines
+    row = {"a": 3, "b": 2}
+    assert f"[1, 2] [1] {([1, 1, 3], (row, row))}" in workspace.run().lines
 
 
 def test_steps_parameters_and_constants_are_inherited(workspace: Workspace) -> None:

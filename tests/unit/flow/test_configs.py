@@ -107,7 +107,8 @@ def test_a_config_value_is_stored_as_what_it_is() -> None:
 def test_a_config_value_survives_being_stored_and_copied(data: dict[str, Any]) -> None:
     value = ConfigValue(data)
 
-    for another in (pickle.loads(pickle.dumps(value)), copy.deepcopy(value), copy.copy(value)):
+    copies = (copy.deepcopy(value), copy.copy(value), value.copy())
+    for another in (pickle.loads(pickle.dumps(value)), *copies):
         assert (ConfigValue, value) == (type(another), another)
     assert data == value.to_dict() == json.loads(json.dumps(value))
 

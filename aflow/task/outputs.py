@@ -193,7 +193,9 @@ class StepContext:
     def _page(self, inputs: FromForeach, start: int) -> list[InputTask]:
         return [
             InputTask(
-                step, TaskArtifacts(task, manifest, self._manifests, self._reader), self._loaded_item
+                step,
+                TaskArtifacts(task, manifest, self._manifests, self._reader),
+                self._loaded_item,
             )
             for _, task, step, manifest in self._manifests.page(inputs, start)
         ]

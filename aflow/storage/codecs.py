@@ -146,6 +146,7 @@ MAX_BUFFERS = 1024  # a list of a million arrays does not become a million blobs
 
 _SHORT = 1024
 _OF_NUMPY_2 = "numpy._core"  # numpy 2's name of numpy.core, which pickles of arrays refer to
+_IN_MEMORY = (io.BytesIO, io.StringIO)
 _SCALARS = frozenset({int, float, bool, complex, type(None)})
 
 
@@ -293,7 +294,7 @@ def _tracking_pickler() -> Any:
 
         def reducer_override(self, obj: Any) -> Any:
             Tracking.last = obj
-            if issubclass(type(obj), io.IOBase):
+            if issubclass(type(obj), io.IOBase) and type(obj) not in _IN_MEMORY:
                 # cloudpickle would read the file and store its content.
                 raise pickle.PicklingError(f"cannot pickle {type(obj).__name__!r} object")
             if is_found_in_main(obj):

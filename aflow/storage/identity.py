@@ -22,6 +22,7 @@ MOST_BYTES = 256 << 20
 
 # The exact types whose repr is their complete content.
 _BY_REPR = frozenset({bool, int, float, complex, type(None), type(...), type(NotImplemented)})
+_MAX_BITS = 2048  # Python refuses the repr of an int with more digits than a limit (640 or more)
 _SET_OPCODES = (pickle.EMPTY_SET, pickle.FROZENSET)
 
 CACHING: Any = type(functools.lru_cache(len))  # functions with @lru_cache or @cache
@@ -97,7 +98,8 @@ class Contents:
         """
         kind = type(value)
         if kind in _BY_REPR:
-            return f"{kind.__name__}:{value!r};".encode()
+            is_large = kind is int and value.bit_length() > _MAX_BITS
+            return f"{kind.__name__}:{hex(value) if is_large else repr(value)};".encode()
         if kind is str:
             return self._sized(b"s", value.encode("utf-8", "surrogatepass"))
         if kind in (bytes, bytearray):

@@ -343,7 +343,7 @@ def _blobs_in(segment: bytes, table: int, records: int, row: struct.Struct) -> I
 
 
 def _record(item: Any, index: int, blobs: BlobStore) -> bytes:
-    text = short_text(item).encode("utf-8", "replace")  # at most 120 bytes
+    text = short_text(item).encode()  # at most 120 bytes
     pickled = codecs.dump(f"Item {index} of the foreach", "item", item, LARGE_ITEM)
     is_small = not pickled.buffers and pickled.size <= LARGE_ITEM
     if is_small and not has_sets(pickled.parts):

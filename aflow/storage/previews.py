@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import sys
 from collections.abc import Iterable
 from itertools import islice
@@ -65,14 +66,15 @@ def preview(value: object) -> tuple[str, dict[str, Any]]:
 
 def short_text(value: Any, length: int = 30) -> str:
     """Return a short text of a value, for a foreach stack: a str itself, the repr of other plain
-    values, and the type of all others.
+    values, and the type of all others. Characters that are not valid Unicode, as in names of files,
+    are replaced.
 
     Args:
         value: A value of any type.
         length: The maximum number of characters.
     """
     text: str = value if type(value) is str else short_repr(value)
-    return text[:length]
+    return text[:length].encode("utf-8", "replace").decode()
 
 
 def short_repr(value: Any, length: int = _REPR_LENGTH) -> str:
@@ -148,7 +150,7 @@ def _plain(value: Any, left: list[int]) -> Any:
     left[0] -= 1
     kind = type(value)
     if kind is str:
-        return value[:200]
+        return short_text(value, 200)
     if kind in _SIMPLE or kind is int:
         if kind is complex or (kind is int and value.bit_length() > _MAX_BITS):
             raise _NotPlain
@@ -167,7 +169,7 @@ def _plain(value: Any, left: list[int]) -> Any:
 def _key(key: object) -> str:
     if type(key) not in (str, int, float, bool):
         raise _NotPlain
-    return str(key)[:_CELL]
+    return short_text(key, _CELL)
 
 
 def _of_library(value: Any) -> dict[str, Any]:
@@ -199,10 +201,13 @@ def _distribution(numpy: Any, array: Any) -> dict[str, Any]:
     sample = sample[numpy.isfinite(sample)]
     if not sample.size:
         return {}
-    counts, edges = numpy.histogram(sample, bins=_BINS)
-    low, high = float(edges[0]), float(edges[-1])
-    if float(sample.min()) == float(sample.max()):
-        low = high = float(sample.min())
+    low, high = float(sample.min()), float(sample.max())
+    if not math.isfinite(high - low):
+        return {}
+    try:
+        counts, _ = numpy.histogram(sample, bins=_BINS)
+    except ValueError:  # the numbers are too close to each other for bins
+        return {}
     return {
         "min": f"{low:.5g}",
         "max": f"{high:.5g}",
@@ -237,10 +242,9 @@ def _of_pyarrow(pyarrow: Any, value: Any) -> dict[str, Any]:
     table = getattr(pyarrow, "Table", None)
     if table is None or type(value) is not table:
         return {}
-    names = value.column_names[:_COLUMNS]
-    rows = zip(*value.slice(0, _ROWS).select(names).to_pydict().values(), strict=True)
-    types = [value.schema.field(each).type for each in range(len(names))]
-    return _table([value.num_rows, value.num_columns], names, types, rows)
+    shown = value.slice(0, _ROWS).select([*range(min(_COLUMNS, value.num_columns))])
+    rows = zip(*(column.to_pylist() for column in shown.columns), strict=True)
+    return _table([value.num_rows, value.num_columns], shown.column_names, shown.schema.types, rows)
 
 
 def _table(

@@ -79,6 +79,21 @@ def test_what_was_saved_is_what_is_loaded(value: object, inline_limit: int) -> N
     assert unchanged(value, entry, blobs)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param({"\udce9": "caf\udce9"}, id="names of files"),
+        pytest.param({10**5000: {-(10**5000)}}, id="huge ints"),
+    ],
+)
+def test_what_cannot_be_shown_is_stored_all_the_same(blobs: BlobStore, value: object) -> None:
+    written = Manifest(artifacts={"x": ArtifactWriter(blobs).save("x", value)}).encode()
+    entry = Manifest.decode(written).artifacts["x"]
+
+    assert value == ArtifactReader(blobs).load("x", entry)
+    assert digest(entry) != digest(ArtifactWriter(blobs).save("x", {10**5000: {10**5000}}))
+
+
 def test_small_values_ride_in_the_manifest(blobs: BlobStore) -> None:
     entry = ArtifactWriter(blobs).save("x", [1, 2, 3])
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import pickle
 import subprocess
 import sys
@@ -178,6 +179,12 @@ def test_an_open_file_is_refused_not_read(tmp_path: Path, mode: str) -> None:
         pytest.raises(ArtifactNotPicklable, match=r"x\[0\] is .*Store the path of the file"),
     ):
         dump("Artifact 'x'", "x", [file])
+
+
+def test_a_file_in_memory_is_stored_beside_a_lambda() -> None:
+    function, file = round_trip([lambda: 5, io.BytesIO(b"content")])
+
+    assert (5, b"content") == (function(), file.read())
 
 
 def test_a_module_comes_back_as_itself() -> None:

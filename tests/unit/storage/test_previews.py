@@ -79,6 +79,8 @@ def test_tables_of_polars_and_pyarrow_show_the_same_as_those_of_pandas() -> None
         facts = preview(table)[1]
         assert ([2, 1], ["a"]) == (facts["shape"], facts["columns"])
         assert [["1"], ["2"]] == facts["rows"]
+    twice = pyarrow.Table.from_arrays([pyarrow.array([1]), pyarrow.array(["x"])], names=["a", "a"])
+    assert (["a", "a"], [["1", "x"]]) == (preview(twice)[1]["columns"], preview(twice)[1]["rows"])
 
 
 def test_a_wide_and_long_table_shows_its_upper_left_corner() -> None:
@@ -124,19 +126,34 @@ def test_nested_plain_values_are_shown_as_json_as_far_as_there_is_room() -> None
     assert len(preview({str(n): "x" * 100 for n in range(10_000)})[1]["json"]) <= 1200
     loop: dict[str, Any] = {}
     loop["self"] = loop
+    assert "bits" in preview({10**5000: "a key too long for repr"})[1]["json"]
     preview(loop)  # comes to an end
+
+
+TEXTS = st.text(st.characters())  # with lone surrogates, as in names of files
 
 
 @given(
     st.recursive(
-        st.none() | st.integers() | st.text() | st.binary() | st.floats(),
-        lambda inner: st.lists(inner) | st.tuples(inner) | st.frozensets(st.text()),
+        st.none() | st.integers() | TEXTS | st.binary() | st.floats(),
+        lambda inner: (
+            st.lists(inner)
+            | st.tuples(inner)
+            | st.frozensets(TEXTS)
+            | st.dictionaries(TEXTS | st.integers(), inner)
+        ),
     )
 )
 def test_a_preview_is_small_and_can_be_packed(value: object) -> None:
     _, facts = preview(value)
 
-    assert len(msgpack.packb(facts, unicode_errors="surrogatepass")) < 500
+    assert len(msgpack.packb(facts)) < 5000
+
+
+def test_numbers_that_fit_no_bins_have_their_shape_all_the_same() -> None:
+    for wide_or_narrow in ([-1e308, 1e308], [1.0, np.nextafter(1.0, 2.0)]):
+        facts = preview(np.array(wide_or_narrow))[1]
+        assert {"shape": [2], "dtype": "float64"} == facts
 
 
 @pytest.mark.parametrize(

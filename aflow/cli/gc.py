@@ -165,7 +165,8 @@ def _print_result(removed: Removed, dry_run: bool, grace: str) -> None:
     if removed.young:
         young = plural(removed.young, "object")
         click.echo(
-            f"Nothing refers to {young} more, written or used in the last {grace} (--grace)."
+            f"Nothing refers to {young} more, written or used in the last {grace} (--grace), or "
+            "since a task that still runs has started."
         )
 
 

@@ -4,10 +4,10 @@ References come from two places: the runs in the metadata store, and the roots i
 (`aflow/storage/roots.py`), which deployed flows and schedules declare for the objects they need.
 
 Safe during other runs: a blob is removed only if no manifest refers to it and it was not written or
-touched for `grace` seconds. A process touches an existing blob before it refers to it
-(`BlobStore.put`, `BlobStore.claim`); the store makes a concurrent touch and removal atomic, so that
-only one of the two takes effect. This is the design of Nix's garbage collector with timestamps
-instead of locks.
+touched for `grace` seconds, or since `grace` seconds before the start of a task that still runs. A
+process touches an existing blob before it refers to it (`BlobStore.put`, `BlobStore.claim`); the
+store makes a concurrent touch and removal atomic, so that only one of the two takes effect. This is
+the design of Nix's garbage collector with timestamps instead of locks.
 
 A run with a damaged record or manifest may refer to any blob. As long as it exists no blob is
 removed, because its blobs would be lost even if the damage was repaired. Such runs are reported;
@@ -24,7 +24,7 @@ from aflow.errors import AflowError, CorruptBlob, MetadataError, StoreUnavailabl
 from aflow.metadata.base import DAMAGED, FIRST_KEY, LEASE, SPIN
 from aflow.metadata.metaflow import copies
 from aflow.runs.liveness import holder_named, is_deployed, is_driven, left_for
-from aflow.scheduler.states import TERMINAL_RUN_STATES, RunState
+from aflow.scheduler.states import TERMINAL_RUN_STATES, RunState, TaskState
 from aflow.storage import roots
 from aflow.storage.artifacts import Manifest
 from aflow.storage.blobs import BlobStore, blob_name
@@ -210,8 +210,8 @@ def collect(
     grace: float = GRACE,
     dry_run: bool = False,
 ) -> Removed:
-    """Delete runs, then every unreferenced object that was not touched for `grace` seconds. Safe to
-    interrupt and call again.
+    """Delete runs, then every unreferenced object that was not touched for `grace` seconds, nor
+    since that long before the start of a running task. Safe to interrupt and call again.
 
     Args:
         metadata: The metadata store, from which the runs are deleted first.
@@ -238,6 +238,8 @@ def collect(
         for run in _runs_of(metadata, flow)
         if run.key not in gone
     ]
+    # Before the manifests: that of a task that ends in between is still seen.
+    since = min(now, _earliest_start(metadata, left, grace)) - grace
     used, damaged = _used(metadata, BlobStore(store), left)
     used.update(map(blob_name, roots.kept(declared, now)))
     if not dry_run:
@@ -249,7 +251,7 @@ def collect(
     removed = size = young = 0
     known = {(run.flow, run.run) for run in left}
     for name in _unused(store, None if damaged else used, known):
-        taken = store.remove_untouched(name, now - grace, dry_run=dry_run)
+        taken = store.remove_untouched(name, since, dry_run=dry_run)
         if taken is not None:
             removed, size = removed + 1, size + taken
         else:
@@ -259,6 +261,21 @@ def collect(
         if taken is not None:
             removed, size = removed + 1, size + taken
     return Removed(runs, removed, size, young, damaged)
+
+
+def _earliest_start(metadata: MetadataStore, runs: Iterable[RunRecord], grace: float) -> float:
+    """Return when the earliest of the running tasks started; infinity if none runs. A manifest
+    refers to what such a task has stored since then only when the task ends, which may take long:
+    a step may wait for the items of its foreach for hours."""
+    return min(
+        (
+            view.task.created_at if view.attempt is None else view.attempt.started_at or 0.0
+            for run in runs
+            if _may_go_on(run, grace)
+            for view in metadata.newest_tasks(run.key, states=[TaskState.RUNNING], light=True)
+        ),
+        default=float("inf"),
+    )
 
 
 def _used(

@@ -17,6 +17,7 @@ import pytest
 from aflow import client
 from aflow.scheduler.states import RunState
 from tests.flows.conftest import Ran, Workspace
+from tests.support.waiting import wait_until
 
 FLOW = """
 from aflow import card
@@ -180,6 +181,51 @@ def test_a_run_that_goes_on_stays_and_keeps_all_it_needs(flow: Workspace) -> Non
     finished = flow.finish(process)
     assert 0 == finished.code, finished.err
     everything_can_be_read(runs(flow)[0])
+
+
+SLOW_ITEMS = """
+class Flow_(FlowSpec):
+    @retry  # the items are therefore not announced before the step ends
+    @step
+    def start(self):
+        self.own = os.urandom(100_000)
+        self.xs = self.items()
+        self.next(self.work, foreach="xs")
+
+    def items(self):
+        open("gate").read()  # until the test has opened it, and closed it again
+        yield len(self.own)
+
+    @step
+    def work(self):
+        assert self.input == len(self.own)
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+"""
+
+
+def test_what_a_running_step_has_stored_stays_while_it_generates_items(
+    workspace: Workspace,
+) -> None:
+    workspace.write(SLOW_ITEMS)
+    os.mkfifo(workspace.path / "gate")
+    process = workspace.start("--no-pylint", "run")
+    with (workspace.path / "gate").open("w"):  # opens when the step asks for its items
+        # The record that it runs follows the start of a task by half a second.
+        wait_until(
+            lambda: [task for step in runs(workspace)[0] for task in step.tasks(status="running")]
+        )
+        swept = gc(workspace, "--grace", "0s")
+        assert "0 objects deleted" in swept.out, swept.err
+    finished = workspace.finish(process)
+    assert 0 == finished.code, finished.err
 
 
 def test_a_run_that_was_killed_can_be_deleted(flow: Workspace) -> None:

@@ -23,7 +23,7 @@ from typing import Self
 
 from aflow._core.ids import BlobKey, blob_key
 from aflow._core.system import read_proc
-from aflow.errors import CorruptBlob
+from aflow.errors import CorruptBlob, ObjectNotFound
 from aflow.storage import codecs
 from aflow.storage.base import Buffer, ObjectStore, Put
 
@@ -319,9 +319,11 @@ class BlobStore:
             return False
         if stored == size + _FOOTER.size:
             return True
-        magic, codec, raw_size = _FOOTER.unpack(
-            self.store.get(name, stored - _FOOTER.size, _FOOTER.size)
-        )
+        try:
+            footer = self.store.get(name, stored - _FOOTER.size, _FOOTER.size)
+        except ObjectNotFound:  # gc has removed it in between
+            return False
+        magic, codec, raw_size = _FOOTER.unpack(footer)
         return magic == _MAGIC and raw_size == size and codec == _ZSTD and not raw
 
     def _open(self, key: str, size: int | None) -> tuple[memoryview, int, int]:

@@ -487,6 +487,7 @@ async def _pour(body: Any, sink: Sink, at: int, wanted: int) -> None:
             at += len(data)
 
 
+COPIED_AT_ONCE = 1 << 30  # bytes; S3 copies up to 5 GB in one request
 _MARKS, _ASIDE, _PROBE = "touched/", "aside/", "probe/conditional"
 
 
@@ -629,28 +630,56 @@ class S3Store(ObjectStore):
     def remove_untouched(self, name: str, since: float, *, dry_run: bool = False) -> int | None:
         """Remove the object if it was neither written nor touched after `since`; see the port."""
         key, mark = self._key(name), self._prefix + _MARKS + name
-        found = self._head(key)
-        if found is None or self._is_younger(found, since):
-            return None
-        if self._is_younger(self._head(mark), since):
-            return None
-        size = int(found["ContentLength"])
-        if dry_run:
-            return size
         aside = self._prefix + _ASIDE + name
-        self._copy(key, aside)
-        self._remove(key)
-        wanted = self._is_younger(self._head(mark), since)
-        if wanted:
-            self._copy(aside, key)
+        try:
+            found = self._head(key)
+            if found is None:  # an earlier try may have been interrupted before the second look
+                found = None if dry_run else self._head(aside)
+                if found is None:
+                    return None
+                size = int(found["ContentLength"])
+            else:
+                if self._is_younger(found, since) or self._is_younger(self._head(mark), since):
+                    return None
+                size = int(found["ContentLength"])
+                if dry_run:
+                    return size
+                self._copy(key, aside, size)
+                self._remove(key)
+            wanted = self._is_younger(self._head(mark), since)
+            if wanted:
+                self._copy(aside, key, size)
+        except ObjectNotFound:  # another process is removing it, too
+            return None
         self._remove(aside)
         if wanted:
             return None
         self._remove(mark)
         return size
 
-    def _copy(self, key: str, to: str) -> None:
-        self._ask("copy_object", Key=to, CopySource={"Bucket": self._bucket, "Key": key})
+    def _copy(self, key: str, to: str, size: int) -> None:
+        source = {"Bucket": self._bucket, "Key": key}
+        if size <= COPIED_AT_ONCE:
+            self._ask("copy_object", Key=to, CopySource=source)
+            return
+        upload = self._ask("create_multipart_upload", Key=to)["UploadId"]
+        parts = []
+        for number, start in enumerate(range(0, size, COPIED_AT_ONCE), 1):
+            answer = self._ask(
+                "upload_part_copy",
+                Key=to,
+                UploadId=upload,
+                PartNumber=number,
+                CopySource=source,
+                CopySourceRange=f"bytes={start}-{min(start + COPIED_AT_ONCE, size) - 1}",
+            )
+            parts.append({"PartNumber": number, "ETag": answer["CopyPartResult"]["ETag"]})
+        self._ask(
+            "complete_multipart_upload",
+            Key=to,
+            UploadId=upload,
+            MultipartUpload={"Parts": parts},
+        )
 
     @staticmethod
     def _is_younger(found: Any, since: float) -> bool:
@@ -665,16 +694,28 @@ class S3Store(ObjectStore):
         for each in self._listed(self._prefix + _ASIDE):
             if each["LastModified"].timestamp() < before:
                 key = self._key(each["Key"][len(self._prefix + _ASIDE) :])
-                if self._head(key) is None:
-                    self._copy(each["Key"], key)
-                self._remove(each["Key"])
-                count += 1
-        uploads = self._ask("list_multipart_uploads", Prefix=self._prefix)
-        for each in uploads.get("Uploads", ()):
-            if each["Initiated"].timestamp() < before:
-                self._ask("abort_multipart_upload", Key=each["Key"], UploadId=each["UploadId"])
-                count += 1
+                with contextlib.suppress(ObjectNotFound):  # another process sweeps, too
+                    if self._head(key) is None:
+                        self._copy(each["Key"], key, each["Size"])
+                    self._remove(each["Key"])
+                    count += 1
+        # Without the permission to list uploads they are left to the lifecycle rules of the bucket.
+        with contextlib.suppress(AccessDenied):
+            count += self._abort_uploads(before)
         return count
+
+    def _abort_uploads(self, before: float) -> int:
+        count = 0
+        while True:
+            page = self._ask("list_multipart_uploads", Prefix=self._prefix)
+            uploads = page.get("Uploads", ())
+            old = [each for each in uploads if each["Initiated"].timestamp() < before]
+            for each in old:
+                self._ask("abort_multipart_upload", Key=each["Key"], UploadId=each["UploadId"])
+            count += len(old)
+            # Aborted uploads are listed no more: the next ones are then on the first page.
+            if not old or not page.get("IsTruncated"):
+                return count
 
     # ------------------------------------------------------------------ how
 

@@ -6,24 +6,28 @@ A proxy in front of the stand-in makes the faults; objects are large enough to g
 from __future__ import annotations
 
 import base64
+import itertools
 import os
 import re
 import subprocess
 import sys
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aflow import S3, errors
+from aflow._core.aws import faults as refusals
 from aflow._core.backoff import Backoff
 from aflow._core.clock import SystemClock
+from aflow.storage import s3
 from aflow.storage.blobs import BlobStore
 from aflow.storage.retry import RetryingStore
-from aflow.storage.s3 import PART
+from aflow.storage.s3 import PART, S3Store
 from tests.support.faulty import Fault, FaultyProxy
 from tests.support.s3 import S3Bucket
 from tests.support.waiting import wait_until
@@ -261,6 +265,68 @@ def test_an_upload_that_is_killed_leaves_no_object_and_its_parts_are_swept(
     now = SystemClock().now()
     assert 1 == store.sweep(0, now + 10)
     assert 0 == store.sweep(0, now + 10)
+
+
+def on(store: S3Store, event: str, act: Callable[..., Any]) -> None:
+    """Call `act` with the parameters of each request of this kind before it is sent."""
+
+    async def listen(s3: Any) -> None:
+        s3.meta.events.register(event, act)
+
+    store._portal.call(listen)
+
+
+def test_all_pages_of_abandoned_uploads_are_swept(strict_bucket: S3Bucket) -> None:
+    store = strict_bucket.store()
+    for number in range(5):
+        where = {"Bucket": strict_bucket.name, "Key": f"a/prefix/large-{number}"}
+        store._portal.call(lambda s3, where=where: s3.create_multipart_upload(**where))
+    listing = "provide-client-params.s3.ListMultipartUploads"
+    on(store, listing, lambda params, **_: {**params, "MaxUploads": 2})
+
+    assert 5 == store.sweep(0, SystemClock().now() + 10)
+    assert 0 == store.sweep(0, SystemClock().now() + 10)
+
+    def refuse(**_: Any) -> None:
+        raise refusals.ClientError({"Error": {"Code": "AccessDenied"}}, "ListMultipartUploads")
+
+    on(store, listing, refuse)
+    assert 0 == store.sweep(0, SystemClock().now() + 10)  # a run can start without the permission
+
+
+def test_a_removal_that_is_interrupted_loses_no_object_that_was_touched(
+    s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "COPIED_AT_ONCE", PART)  # the object is copied in parts
+    inner, other = s3_bucket.store(), s3_bucket.store()
+    store = RetryingStore(inner, pause=lambda seconds: None)
+    store.put("large", [LARGE])
+    looks = itertools.count()
+    touched: list[bool] = []
+
+    def touch(**_: Any) -> None:
+        if not touched:
+            touched.append(other.touch("large"))
+
+    def look(params: Any, **_: Any) -> None:
+        if "touched/" in params["Key"] and next(looks) == 1:  # the object has been removed
+            raise ConnectionResetError("the response is lost")
+
+    def make_old(parsed: Any, **_: Any) -> None:
+        if parsed.get("ContentLength") == len(LARGE):
+            parsed["LastModified"] -= timedelta(hours=1)
+
+    on(inner, "provide-client-params.s3.CreateMultipartUpload", touch)
+    on(inner, "provide-client-params.s3.HeadObject", look)
+    on(inner, "after-call.s3.HeadObject", make_old)
+    since = SystemClock().now() - 60
+
+    assert store.remove_untouched("large", since) is None
+    assert [True] == touched
+    assert LARGE == bytes(store.get("large"))
+    assert len(LARGE) == store.remove_untouched("large", SystemClock().now() + 10)
+    assert store.size("large") is None
+    assert s3_bucket.names() == []
 
 
 def test_the_list_of_the_parts_of_an_upload_has_their_checksums(s3_bucket: S3Bucket) -> None:

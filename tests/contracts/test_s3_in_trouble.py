@@ -279,8 +279,7 @@ def on(store: S3Store, event: str, act: Callable[..., Any]) -> None:
 def test_all_pages_of_abandoned_uploads_are_swept(strict_bucket: S3Bucket) -> None:
     store = strict_bucket.store()
     for number in range(5):
-        where = {"Bucket": strict_bucket.name, "Key": f"a/prefix/large-{number}"}
-        store._portal.call(lambda s3, where=where: s3.create_multipart_upload(**where))
+        store._ask("create_multipart_upload", Key=f"a/prefix/large-{number}")
     listing = "provide-client-params.s3.ListMultipartUploads"
     on(store, listing, lambda params, **_: {**params, "MaxUploads": 2})
 

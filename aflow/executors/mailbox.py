@@ -427,6 +427,8 @@ class RemoteExecutor(ABC, Generic[R]):
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        # Attempts that are left belong to another executor: no timer may give them up here.
+        self._mail.away.clear()
 
 
 # Messages from jobs to the coordinator of their run, as objects in the datastore.

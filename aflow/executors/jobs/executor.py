@@ -26,6 +26,7 @@ from aflow._core.threads import in_thread
 from aflow._core.waiting import Waiting
 from aflow._core.wording import plural
 from aflow.errors import (
+    InvalidInput,
     JobRefused,
     JobSystemBusy,
     JobSystemError,
@@ -35,11 +36,11 @@ from aflow.errors import (
     StoreUnavailable,
 )
 from aflow.executors.base import NO_USAGE, Orphan, Reports
-from aflow.executors.jobs.base import JobState, JobStatus, Submission
+from aflow.executors.jobs.base import JobState, JobStatus, Submission, lost
 from aflow.executors.jobs.board import MOST_WAITING, JobBoard, JobsOfRun, WaitingJob, prune
 from aflow.executors.jobs.place import AGAIN
 from aflow.executors.jobs.polling import Poller
-from aflow.executors.mailbox import WAS_CANCELLED, Mailbox, RemoteExecutor
+from aflow.executors.mailbox import Mailbox, RemoteExecutor
 from aflow.executors.protocol import ArraySpec
 from aflow.scheduler.states import AttemptState
 from aflow.task.remote import committed
@@ -169,7 +170,7 @@ class JobExecutor(RemoteExecutor[str]):
         self._box = Mailbox(self._store, context.flow, context.run)
         self._threads = ThreadPoolExecutor(THREADS, "aflow-jobs")
         self._news, self._look_now, self._tidy = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        await self._blocking(lambda: self._system.scope)  # may block
+        await self._patiently(lambda: self._system.scope)  # may block
         self._poller = Poller.of(self._system)
         self._news.set()
         self._begin(self._send, self._listen, self._clear, self._watch)
@@ -205,7 +206,7 @@ class JobExecutor(RemoteExecutor[str]):
                 event.set()
             await asyncio.wait([self._tasks[0], self._tasks[2]])
         await self._end_tasks()
-        if self._threads is not None and not self._mail.away:
+        if self._threads is not None and not self._arrays:
             await self._publish_now()
         for job in self._arrays:
             self._poller.unwatch(job)
@@ -235,10 +236,15 @@ class JobExecutor(RemoteExecutor[str]):
         together: dict[Hashable, _Submission] = {}
         for spec in specs:
             attempt_key = (spec.task, spec.attempt)
-            if attempt_key in self._cancels:
-                self._mail.give_up(attempt_key, *self._cancels.pop(attempt_key))
+            if attempt_key in self._stopping:
+                self._cancels.pop(attempt_key, None)
+                self._mail.give_up(attempt_key, *self._stopping[attempt_key])
             elif self._mail.awaits_start(attempt_key):
-                job = self._job_of(spec.step, spec.attempt)
+                try:
+                    job = self._job_of(spec.step, spec.attempt)
+                except InvalidInput as error:  # a function of @resources, for this attempt
+                    self._mail.fail(attempt_key, str(error), retryable=False)
+                    continue
                 # `job_of` returns the same object for attempts that can be submitted together.
                 key = (spec.step, id(job), spec.split if job.is_gang else None)
                 together.setdefault(key, _Submission(job, [])).specs.append(spec)
@@ -266,14 +272,8 @@ class JobExecutor(RemoteExecutor[str]):
                 reason = f"The task could not be submitted to {self._system.title}: {error}"
                 self._mail.give_up(attempt_key, AttemptState.LOST, reason)
             return
-        array = _Array(job, group.job.step, dict(enumerate(attempt_keys)), group.mark)
         self._hand(attempt_keys, job, group.mark)
-        self._know(array)
-        for index, attempt_key in enumerate(attempt_keys):
-            if attempt_key not in self._mail.away:
-                # It was given up while it was being submitted: terminate its job.
-                self._cancels.setdefault(attempt_key, (AttemptState.CANCELLED, WAS_CANCELLED))
-                self._left[attempt_key] = array, index
+        self._know(_Array(job, group.job.step, dict(enumerate(attempt_keys)), group.mark))
 
     def _written(self, group: _Submission) -> ArraySpec:
         """Write the list of these attempts to the datastore. Blocks."""
@@ -317,6 +317,9 @@ class JobExecutor(RemoteExecutor[str]):
             if attempt_key in self._mail.away:
                 self._places[attempt_key] = array, index
                 array.away += 1
+            elif attempt_key in self._cancels:
+                # It was given up before its job was known: terminate the job.
+                self._left[attempt_key] = array, index
         if array.away:
             self._arrays[array.id] = array
             _, attempt = next(iter(array.attempt_keys.values()))
@@ -612,7 +615,10 @@ class JobExecutor(RemoteExecutor[str]):
 
         All attempts of a gang end together, so that their retries are launched together, and no
         member uses the address of the previous member 0."""
-        ends = await asyncio.gather(*(self._end_of(*each) for each in over.items()))
+        try:
+            ends = await asyncio.gather(*(self._end_of(*each) for each in over.items()))
+        except JobSystemBusy:  # the next round of the poller retries
+            return
         for attempt_key, end in zip(over, ends, strict=True):
             if end is not None and attempt_key in self._mail.away:
                 end()
@@ -622,7 +628,8 @@ class JobExecutor(RemoteExecutor[str]):
     ) -> Callable[[], None] | None:
         """Return a function that reports the end of an attempt whose job has ended.
 
-        None if the attempt has ended already, or its report may still arrive."""
+        None if the attempt has ended already, or its report may still arrive. Raises
+        JobSystemBusy."""
         if attempt_key in self._stopping:
             return partial(self._mail.give_up, attempt_key, *self._stopping[attempt_key])
         if attempt_key not in self._mail.away:
@@ -634,7 +641,12 @@ class JobExecutor(RemoteExecutor[str]):
         if status.succeeded and now < self._late.setdefault(attempt_key, now + LAG):
             self._loop.call_later(LISTING.longest, self._conclude_later, attempt_key, status)
             return None
-        outcome = await self._blocking(partial(self._system.outcome_of, status))
+        try:
+            outcome = await self._blocking(partial(self._system.outcome_of, status))
+        except JobSystemBusy:
+            raise
+        except JobSystemError as error:
+            outcome = lost(f"{self._system.title} does not tell how its job ended: {error}")
         if outcome.state is AttemptState.FAILED:
             return partial(
                 self._mail.fail, attempt_key, outcome.reason, retryable=outcome.retryable

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,14 +14,16 @@ import pytest
 
 from aflow._core.backoff import Backoff
 from aflow._core.clock import SystemClock
+from aflow.errors import InvalidInput, JobSystemBusy, JobSystemError
+from aflow.executors.base import Orphan
 from aflow.executors.jobs import polling
-from aflow.executors.jobs.base import CallLimits, JobState, JobStatus
+from aflow.executors.jobs.base import CallLimits, JobState, JobStatus, lost
 from aflow.executors.jobs.executor import JobExecutor
 from aflow.executors.local.executor import needs_of
 from aflow.executors.protocol import Job, python_version
 from aflow.flow.spec import define
 from aflow.metadata.sqlite import SqliteMetadata
-from aflow.scheduler.messages import NoInputs, encode_inputs
+from aflow.scheduler.messages import NoInputs, Outcome, encode_inputs
 from aflow.storage.local import LocalStore
 from aflow.task.program import request_of
 from aflow.task.spec import AttemptSpec
@@ -139,31 +142,48 @@ class TwoArrays:
         """Do nothing: there are no connections."""
 
 
-async def test_an_array_that_ends_while_another_is_looked_at_does_not_end_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(polling, "QUIET", Backoff(0.01, 0.01))
+def executor_of(system: Any, folder: Path, *, grace: float = 0.0) -> JobExecutor:
+    """Return an executor whose attempts are jobs of this system; only first attempts have one."""
     definition, step = define(ActionFlow), SimpleNamespace(step="act", queue="", is_gang=False)
+
+    def job_of(name: str, attempt: int) -> Any:
+        if attempt > 0:
+            raise InvalidInput("@resources: the function of memory raised IndexError.")
+        return step
 
     def job(context: Any) -> Job:
         request, needs = request_of(definition), needs_of(definition)
         return Job(context, request, needs, None, "", "task", python_version(), 1 << 20)
 
+    return JobExecutor(
+        system, job_of, LocalStore(folder / "store"), SqliteMetadata(":memory:"), job,
+        SystemClock(), grace=grace,
+    )  # fmt: skip
+
+
+def spec_of(task: int) -> AttemptSpec:
+    """Return the first attempt of this task."""
+    inputs = encode_inputs(NoInputs())
+    return AttemptSpec("act", task, 0, inputs, None, None, None, False, True, False, {})
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until this is true."""
+    while not condition():
+        await asyncio.to_thread(select_nothing, 0.005)
+
+
+async def test_an_array_that_ends_while_another_is_looked_at_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(polling, "QUIET", Backoff(0.01, 0.01))
     recorder = Recorder()
     system: Any = TwoArrays(recorder)
-    system.executor = executor = JobExecutor(
-        system, lambda name, attempt: step, LocalStore(tmp_path / "store"),
-        SqliteMetadata(":memory:"), job, SystemClock(), grace=0.0,
-    )  # fmt: skip
+    system.executor = executor = executor_of(system, tmp_path)
     await executor.start(context_in(tmp_path), recorder)
     for tasks in ((1, 2), (3, 4)):
         for task in tasks:
-            executor.launch(
-                AttemptSpec(
-                    "act", task, 0, encode_inputs(NoInputs()),
-                    None, None, None, False, True, False, {},
-                )
-            )  # fmt: skip
+            executor.launch(spec_of(task))
         while len(system.arrays) < task / 2:
             await asyncio.to_thread(select_nothing, 0.005)
     while not system.is_looked_at_again and len(recorder.reports) < 4:
@@ -172,3 +192,113 @@ async def test_an_array_that_ends_while_another_is_looked_at_does_not_end_the_ru
     states = {task: report.state for task, report in recorder.reports.items()}
     assert [1, 2, 3, 4] == sorted(states)
     assert ["interrupted"] * 2 == [states[task] for task in system.left]
+
+
+class OneByOne(TwoArrays):
+    """A job system of single jobs. The first submission waits until it `may_submit`; the jobs end
+    when they are in `ended`, and their ends are unknown while `trouble` is set."""
+
+    scope = "one by one"
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__(recorder)
+        self.may_submit = threading.Event()
+        self.terminated: list[str] = []
+        self.ended: set[str] = set()
+        self.trouble: Exception | None = None
+        self.asked = 0
+
+    def submit(self, submission: Any) -> str:
+        job = super().submit(submission)
+        assert self.may_submit.wait(60)
+        return job
+
+    def find(self, name: str, job: Any) -> str:
+        assert self.may_submit.wait(60)
+        return f"found {name}"
+
+    def describe(self, ids: Sequence[str]) -> dict[str, JobStatus]:
+        states = {id: JobState.ENDED if id in self.ended else JobState.RUNNING for id in ids}
+        return {id: JobStatus(id, state) for id, state in states.items()}
+
+    def outcome_of(self, status: JobStatus) -> Outcome:
+        self.asked += 1
+        if self.trouble is not None:
+            raise self.trouble
+        return lost("its machine has gone.")
+
+    def terminate(self, ids: Sequence[str], reason: str) -> None:
+        self.terminated += ids
+
+
+async def test_no_job_of_a_cancelled_attempt_is_submitted_or_goes_on(tmp_path: Path) -> None:
+    recorder = Recorder()
+    system: Any = OneByOne(recorder)
+    executor = executor_of(system, tmp_path)
+    named = Orphan(spec_of(1), "name=earlier", None)
+    executor.recover([named])
+    await executor.start(context_in(tmp_path), recorder)
+    executor.cancel(1, 0)  # given up before the job of the earlier coordinator is found
+    await until(lambda: 1 in recorder.reports)
+    system.may_submit.set()
+    await until(lambda: system.terminated == ["found earlier"])
+
+    system.may_submit.clear()
+    executor.launch(spec_of(2))
+    await until(lambda: system.arrays == ["array0"])
+    executor.launch(spec_of(3))
+    executor.cancel(2, 0)  # while its job is submitted
+    executor.cancel(3, 0)  # while it waits for the submission of the other job
+    await until(lambda: {2, 3} <= recorder.reports.keys())
+    system.may_submit.set()
+    await until(lambda: "array0" in system.terminated)
+    await executor.stop()
+    assert ["array0"] == system.arrays
+    assert {"cancelled"} == {report.state for report in recorder.reports.values()}
+
+
+async def test_an_attempt_that_is_left_while_it_is_cancelled_is_not_given_up_here(
+    tmp_path: Path,
+) -> None:
+    recorder, errors = Recorder(), []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: errors.append(context))
+    system: Any = OneByOne(recorder)
+    system.may_submit.set()
+    executor = executor_of(system, tmp_path, grace=0.05)
+    await executor.start(context_in(tmp_path), recorder)
+    executor.launch(spec_of(1))
+    await until(lambda: system.arrays and (1, 0) in executor._places)
+    executor.cancel(1, 0)
+    over = loop.call_later(0.1, lambda: None).when()  # the executor would give it up by now
+    await executor.leave()
+    await until(lambda: loop.time() > over)
+    assert ["array0"] == system.terminated
+    assert ([], {}) == (errors, recorder.reports)
+
+
+async def test_what_fails_for_one_attempt_ends_no_other_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(polling, "QUIET", Backoff(0.01, 0.01))
+
+    recorder = Recorder()
+    system: Any = OneByOne(recorder)
+    system.may_submit.set()
+    system.trouble = JobSystemBusy("The controller does not respond.")
+    executor = executor_of(system, tmp_path)
+    await executor.start(context_in(tmp_path), recorder)
+    executor.launch(spec_of(1))
+    await until(lambda: "array0" in system.arrays)
+    executor.launch(spec_of(2))
+    executor.launch(spec_of(3)._replace(attempt=1))
+    await until(lambda: "array1" in system.arrays)
+    system.ended.add("array0")
+    await until(lambda: system.asked > 1)
+    assert ["failed"] == [report.state for report in recorder.reports.values()]
+    assert "function of memory" in recorder.reports[3].reason
+    system.trouble = JobSystemError("You may not see this.")
+    await until(lambda: 1 in recorder.reports)
+    assert "does not tell how its job ended: You may not see this." in recorder.reports[1].reason
+    await executor.stop()
+    assert ["lost", "interrupted"] == [recorder.reports[task].state for task in (1, 2)]

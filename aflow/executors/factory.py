@@ -106,8 +106,8 @@ def in_jobs(
 ) -> dict[str, str]:
     """Return the steps that run as jobs, each with its job system.
 
-    A job system runs all steps if `executor` names it. Otherwise it runs the steps with its
-    decorator, if `decospecs` name it or it is available: a job queue (AWS Batch) or a namespace
+    A job system runs all steps if `executor` names it. Otherwise each system runs the steps with
+    its decorator, if `decospecs` name it or it is available: a job queue (AWS Batch) or a namespace
     (Kubernetes) is configured, or this machine has sbatch (Slurm). If several systems apply to a
     step, AWS Batch takes precedence over Slurm, and Slurm over Kubernetes.
 
@@ -116,11 +116,10 @@ def in_jobs(
         executor: The value of `--executor`: the name of a job system, or of another executor.
         decospecs: The values of `--with`; a job system named there is used without a check.
     """
+    if executor in JOB_SYSTEMS:
+        return dict.fromkeys(definition.steps, executor)
     found: dict[str, str] = {}
     for system in reversed(JOB_SYSTEMS):
-        if executor == system:
-            found.update(dict.fromkeys(definition.steps, system))
-            continue
         marked = {
             name: decorator
             for name, step in definition.steps.items()

@@ -77,6 +77,8 @@ def test_steps_run_on_batch_where_they_or_the_command_line_say_so(
     assert {"work": "batch"} == in_jobs(marked, "local"), "its own queue is enough"
     assert {} == in_jobs(unmarked, "local")
     assert everywhere == in_jobs(unmarked, "batch")
+    for system in ("batch", "slurm", "kubernetes"):
+        assert dict.fromkeys(marked.steps, system) == in_jobs(marked, system, ["batch"])
     assert everywhere == in_jobs(attach(unmarked, ["batch"]), "local", ["batch:cpu=4"])
     assert {} == in_jobs(attach(unmarked, ["batch"]), "local"), "no queue is known"
     monkeypatch.setenv("METAFLOW_BATCH_JOB_QUEUE", "queue")

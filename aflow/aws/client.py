@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import cached_property
+from threading import Lock
 from typing import Any, NamedTuple
 
 from botocore.config import Config
@@ -71,6 +72,8 @@ class AwsClient:
         self._config = Config(**manner)
         self._session: Any = None
         self._clients: dict[str, Any] = {}
+        # Sessions of botocore are not safe for threads that create clients; clients are.
+        self._lock = Lock()
 
     @property
     def region(self) -> str:
@@ -80,9 +83,10 @@ class AwsClient:
 
     def close(self) -> None:
         """Close the connections; the next call opens new ones."""
-        for client in self._clients.values():
+        with self._lock:
+            clients, self._clients, self._session = self._clients, {}, None
+        for client in clients.values():
             client.close()
-        self._clients, self._session = {}, None
 
     def call(self, service: str, operation: str, **values: Any) -> dict[str, Any]:
         """Return the result of a call.
@@ -163,16 +167,17 @@ class AwsClient:
             return found
 
     def _client(self, service: str) -> Any:
-        if self._session is None:
-            session = blocking_session()
-            if self._role is not None:
-                assume_role(session, self._role, self._region)
-            self._session = session
-        if service not in self._clients:
-            self._clients[service] = self._session.create_client(
-                service, self._region, endpoint_url=self._endpoint, config=self._config
-            )
-        return self._clients[service]
+        with self._lock:
+            if self._session is None:
+                session = blocking_session()
+                if self._role is not None:
+                    assume_role(session, self._role, self._region)
+                self._session = session
+            if service not in self._clients:
+                self._clients[service] = self._session.create_client(
+                    service, self._region, endpoint_url=self._endpoint, config=self._config
+                )
+            return self._clients[service]
 
     # ------------------------------------------------------------ AWS Batch
 
@@ -188,7 +193,8 @@ class AwsClient:
         queues = self.call("batch", "describe_job_queues", jobQueues=[queue])["jobQueues"]
         if not queues:
             raise InvalidSetting(
-                f"AFLOW_BATCH_JOB_QUEUE names {queue}, and there is no such queue in {self.region}."
+                f"There is no job queue {queue} in {self.region}: see AFLOW_BATCH_JOB_QUEUE, "
+                "AFLOW_BATCH_GPU_JOB_QUEUE, and queue= of @batch."
             )
         first = queues[0]["computeEnvironmentOrder"][0]["computeEnvironment"]
         found = self.call("batch", "describe_compute_environments", computeEnvironments=[first])[

@@ -393,6 +393,7 @@ class RayCluster:
     def look(self, seconds: float) -> list[tuple[int, Event]]:
         """Return the events, waiting up to `seconds` for the first."""
         if not self._refs:
+            threading.Event().wait(seconds)
             return []
         try:
             ready, _ = self._ray.wait([*self._refs], num_returns=1, timeout=seconds)

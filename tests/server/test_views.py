@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import math
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -628,6 +629,8 @@ def test_jobs_are_shown_by_queue_with_what_their_system_says(served: Served) -> 
         metadata.put_jobs("Jobs/gone Slurm", at_slurm.encode())
         not_a_time = at_slurm._replace(waiting=(waits._replace(since=float("nan")),))
         metadata.put_jobs("Jobs/jobs Other", not_a_time.encode())
+        endless = at_slurm._replace(waiting=(waits._replace(size=math.inf),))
+        metadata.put_jobs("Jobs/jobs Endless", endless.encode())
         metadata.put_jobs("damaged", b"none")
 
         (queue,) = served.get("/v1/jobs")["queues"]

@@ -70,7 +70,7 @@ class JobsOfRun(NamedTuple):
                 {ids.step_name(step): str(queue) for step, queue in fields["queues"].items()},
                 tuple(_waiting(*each) for each in fields["waiting"][:MOST_WAITING]),
             )  # fmt: skip
-        except (ValueError, TypeError, KeyError, AttributeError, AflowError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, AflowError):
             return None
 
 

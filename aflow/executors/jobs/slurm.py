@@ -82,6 +82,7 @@ _NO_NODE = "Requested node configuration is not available"
 _FORGOTTEN = re.compile("invalid job id", re.IGNORECASE)
 _OVER = re.compile("invalid job id|already completing or completed", re.IGNORECASE)
 _NOISE = re.compile(r"^(sbatch|squeue|scancel|scontrol|slurm_\w+):? ?(error: )?", re.MULTILINE)
+_FIELD = re.compile(r" (?=[A-Z][\w:/]*=)")  # what separates two fields that scontrol prints
 _FIELDS = "%F|%K|%T|%r|%V|%j"  # of a job: number, index, state, reason, submit time, name
 
 
@@ -468,9 +469,18 @@ def _details(number: str, name: str) -> dict[str, str] | None:
         if isinstance(error, JobSystemBusy) or not _FORGOTTEN.search(str(error)):
             raise
         return None
-    pairs = (argument.partition("=") for argument in printed.split() if "=" in argument)
-    details = {key: value for key, _, value in pairs}
+    details = fields_of(printed)
     return details if details.get("JobName") == name else None
+
+
+def fields_of(printed: str) -> dict[str, str]:
+    """Return the fields of a line of `scontrol show job`; values may have spaces. Pure.
+
+    Args:
+        printed: The line, such as `JobId=7 JobName=train StdErr=/home/ann/my run/7.out`.
+    """
+    pairs = (field.partition("=") for field in _FIELD.split(printed.strip()))
+    return {key: value for key, _, value in pairs}
 
 
 def outcome_of(number: str, details: Mapping[str, str]) -> Outcome:

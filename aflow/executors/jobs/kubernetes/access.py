@@ -207,7 +207,13 @@ class _Connections:
     async def current(self) -> _ApiConnection:
         async with self._making:  # credential plugins may prompt the user, so run them once
             if self._link is None:
-                self._link = await _ApiConnection.made(self._context)
+                try:
+                    self._link = await _ApiConnection.made(self._context)
+                except InvalidSetting as error:
+                    if not self._all:
+                        raise
+                    # It has worked before: a plugin cannot renew expired credentials at present.
+                    raise JobSystemUnauthorized(str(error)) from error
                 self._all.append(self._link)
             return self._link
 

@@ -265,11 +265,8 @@ class KubernetesSystem:
     def _end_unwanted(self, id: str, job: Object) -> None:
         """End members whose pods may not have existed yet when they were terminated."""
         ended = {*_intervals(job, "completedIndexes"), *_intervals(job, "failedIndexes")}
-        if left := self._unwanted[id] - ended:
-            self._unwanted[id] = left
+        if left := self._unwanted.get(id, set()) - ended:
             self._delete_pods(_JobId.parse(id), left)
-        else:
-            del self._unwanted[id]
 
     def _give_up_pulling(self, id: str, status: JobStatus) -> None:
         """End a Job whose image does not exist: its pods would wait forever."""

@@ -9,7 +9,7 @@ import pytest
 from aflow import FlowSpec, resources, slurm, step, timeout
 from aflow._core.settings import environment_of_jobs
 from aflow.errors import InvalidDecorator, InvalidInput
-from aflow.executors.jobs.slurm import outcome_of, step_job
+from aflow.executors.jobs.slurm import fields_of, outcome_of, step_job
 from aflow.flow.spec import define
 from aflow.scheduler.states import AttemptState
 
@@ -133,3 +133,16 @@ def test_a_job_that_submits_jobs_does_not_pass_on_which_one_it_is(
 
     assert {"SLURM_CONF", "SBATCH_ACCOUNT", "MORE"} <= found.keys()
     assert not found.keys() & {*own, "AFLOW_SIGNING_KEY"}
+
+
+def test_fields_of_a_job_have_spaces_and_signs_of_equality_as_slurm_prints_them() -> None:
+    printed = (
+        "JobId=7 ArrayJobId=5 JobName=a-b-1 Reason=None ExitCode=0:9 CPUs/Task=1 "
+        "Comment=x=1, y z StdErr=/home/a b/.aflow/slurm/run=1.out StdOut=/dev/null Power=\n"
+    )
+
+    fields = fields_of(printed)
+    assert "/home/a b/.aflow/slurm/run=1.out" == fields["StdErr"]
+    assert ("a-b-1", "x=1, y z", "1", "") == tuple(
+        fields[name] for name in ("JobName", "Comment", "CPUs/Task", "Power")
+    )

@@ -403,15 +403,23 @@ class StateMachineDeployer:
         Raises:
             InvalidInput: If Step Functions cannot run the flow, or the token is malformed.
         """
+        token = checked_token(token) if token else f"{self.name}-0-none"
+        return self._unstored(self._aws.account, token, None)
+
+    def _unstored(self, account: Account, token: str, owner: str | None) -> str:
+        """Return the definition of the state machine without storing anything."""
         files = code_package.members(self._definition, self._settings.package_suffixes)
         data = code_package.pack(files)
         script = code_package.program_of(self._definition).place[1]
         code = Package(digest_of([data], len(data)), script, len(data))
-        token = checked_token(token) if token else f"{self.name}-0-none"
-        made = self._planned(
-            self._aws.account, code, token, None, self._shipment(), self._environments(None)
-        )
-        return made.definition
+        shipment, environments = self._shipment(), self._environments(None)
+        return self._planned(account, code, token, owner, shipment, environments).definition
+
+    def _account(self) -> Account:
+        """Return the account, with the queues of this flow that run jobs on Fargate."""
+        self._known.needed("queue", "The job queue of AWS Batch")
+        steps = self._definition.steps.values()
+        return self._aws.with_platforms({queue_of(step, self._known) for step in steps})
 
     def _shipment(self) -> Shipment | None:
         targets = job_targets(self._definition, self._definition.steps, self._settings)
@@ -480,9 +488,7 @@ class StateMachineDeployer:
         before = there.label if there is not None else None
         # A new token makes this user the owner; the old token is no longer accepted.
         owner = before.owner if before is not None and before.token == token else None
-        self._known.needed("queue", "The job queue of AWS Batch")
-        steps = self._definition.steps.values()
-        account = self._aws.with_platforms({queue_of(step, self._known) for step in steps})
+        account = self._account()
         needs_s3(self._settings.storage_url)
         self._check_metadata()
         store = open_store(self._settings.storage_url)
@@ -587,8 +593,10 @@ class StateMachineDeployer:
         deploy."""
         there = self._aws.machine(self.name)
         self._check_metadata()
-        token = there.label.token if there and there.label else None
-        planned = self.definition_alone(token)
+        if there is None or there.label is None:
+            planned = self._unstored(self._account(), f"{self.name}-0-none", None)
+        else:
+            planned = self._unstored(self._account(), there.label.token, there.label.owner)
         return _readable(there.definition) if there else "", _readable(planned)
 
     # ------------------------------------------------------------ executions

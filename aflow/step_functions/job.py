@@ -113,6 +113,9 @@ class RecordedAttempt(JobAttempt):
 
         Returns:
             The report and the record of the end.
+
+        Raises:
+            AflowError: If the metadata store or the datastore does not respond.
         """
         self.listen()
         self._spec = spec
@@ -127,10 +130,13 @@ class RecordedAttempt(JobAttempt):
         await asyncio.to_thread(self._note_running)
         executor = await self.begin(work)
         # One task group, so that a failing heartbeat ends the attempt: its lease would expire.
-        async with asyncio.TaskGroup() as group:
-            beating = group.create_task(self._beat())
-            report, usage = await self.finish(executor, spec)
-            beating.cancel()
+        try:
+            async with asyncio.TaskGroup() as group:
+                beating = group.create_task(self._beat())
+                report, usage = await self.finish(executor, spec)
+                beating.cancel()
+        except* AflowError as errors:
+            raise errors.exceptions[0] from None
         record = await self._finished(report, usage)
         await self._logs.close()
         return report, record
@@ -460,11 +466,17 @@ class StateMachineJob:
     # ------------------------------------------------------------ the run
 
     def _begin_run(self) -> None:
-        """Record the run, unless an earlier attempt of this job has done so."""
+        """Record the run, and the finished tasks of the run that it resumes, unless an earlier
+        attempt of this job has done so."""
         deployment, variables = self._deployment, self._variables
-        if self._metadata.run(self._flow, self._run) is not None:
-            return
         payload = payload_of(variables.payload, deployment.events, deployment.flows)
+        if self._metadata.run(self._flow, self._run) is None:
+            self._create_run(payload)
+        if payload.origin is not None:
+            self._take_over(payload.origin)
+
+    def _create_run(self, payload: TriggerPayload) -> None:
+        deployment, variables = self._deployment, self._variables
         definition = self._definition()
         options = RunOptions(
             tags=deployment.tags,
@@ -487,21 +499,18 @@ class StateMachineJob:
             new = creation.create(definition, options, payload.parameters, driving)
         except VersionConflict:  # an earlier attempt of this job has recorded it
             return
-        records = Records(self._metadata, new.record)
-        records.commit(Batch(metadata=[new.facts()]))
-        if payload.origin is not None:
-            self._take_over(records, payload)
+        Records(self._metadata, new.record).commit(Batch(metadata=[new.facts()]))
 
-    def _take_over(self, records: Records, payload: TriggerPayload) -> None:
-        assert payload.origin is not None, "there is a run to resume"
-        origin = self._metadata.run(self._flow, payload.origin)
-        assert origin is not None, "the run was created from it"
+    def _take_over(self, resumed: str) -> None:
+        origin = self._metadata.run(self._flow, resumed)
+        if origin is None:
+            raise InvalidInput(f"The run {self._flow}/{resumed}, which is resumed, was deleted.")
         if _shape(Graph.from_dict(origin.graph)) != _shape(self._graph):
             raise InvalidInput(
                 f"{origin.flow}/{origin.run} cannot be resumed: the steps of the flow are others "
                 "now. Begin a new run."
             )
-        records.take_over(origin, self._clock.now())
+        self._records().take_over(origin, self._clock.now())
 
     def note_failure(self) -> int:
         """Record that the run has failed, and call the exit hooks.

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from aflow._core.records import dataclass, field
 from aflow.errors import InvalidInput
+from aflow.executors.jobs.batch.definitions import valid_name
 from aflow.flow.graph import Kind
 from aflow.step_functions.names import check_branches
 from aflow.step_functions.spec import FAILURE_RESULT
@@ -460,7 +461,7 @@ class _Compiler:
         # Additional attempts for lost hosts, which do not count as retries.
         attempts = min(MAX_ATTEMPTS, job.retries + 1 + job.catches + LOSSES)
         parameters: State = {
-            "JobName": f"{self._graph.flow}-{name}"[:128],
+            "JobName": valid_name(f"{self._graph.flow}-{name}"),
             "JobDefinition": job.definition,
             "JobQueue": job.queue or self._where.queue,
             "ContainerOverrides": {"Environment": [_variable(*pair) for pair in variables.items()]},

@@ -44,9 +44,10 @@ def machine_name(flow: str, project_flow: str | None, prefix: str | None, given:
     if len(name) > LONGEST_MACHINE and project_flow is not None:
         name = _cut(name, 60)
     if len(name) > LONGEST_MACHINE or not _MACHINE.match(name):
+        option = "--name" if project_flow is None else "--branch"
         raise InvalidInput(
             f"{name!r} cannot be the name of a state machine: 1 to {LONGEST_MACHINE} letters, "
-            "digits, or - _ . are allowed. Give --name."
+            f"digits, or - _ . are allowed. Give {option}."
         )
     return name
 

@@ -66,8 +66,9 @@ def _record(
             while isinstance(note, str):  # some emulators of AWS encode the body twice
                 note = json.loads(note)
             ids.flow_name(flow), ids.run_id(run)
-        except (ObjectNotFound, InvalidName, ValueError):  # recorded by another process, malformed
-            continue
+            tags = tuple(sorted(map(str, note.get("tags") or ())))
+        except (ObjectNotFound, InvalidName, ValueError, AttributeError, TypeError):
+            continue  # recorded by another process, or malformed
         reason = "The run failed before it was recorded. " + why(note.get("error"), last_lines)
         at = _time(note.get("started"), now)
         made = RunRecord(
@@ -79,7 +80,7 @@ def _record(
             created_at=at,
             finished_at=None,
             version=0,
-            tags=tuple(sorted(map(str, note.get("tags") or ()))),
+            tags=tags,
             system_tags=(f"user:{NOBODY}",),
             graph=Graph(flow, "start", "end").as_dict(),
             settings={"storage": store.url},

@@ -629,8 +629,9 @@ def test_jobs_are_shown_by_queue_with_what_their_system_says(served: Served) -> 
         metadata.put_jobs("Jobs/gone Slurm", at_slurm.encode())
         not_a_time = at_slurm._replace(waiting=(waits._replace(since=float("nan")),))
         metadata.put_jobs("Jobs/jobs Other", not_a_time.encode())
-        endless = at_slurm._replace(waiting=(waits._replace(size=math.inf),))
-        metadata.put_jobs("Jobs/jobs Endless", endless.encode())
+        endless: Any = math.inf
+        damaged = at_slurm._replace(waiting=(waits._replace(size=endless),))
+        metadata.put_jobs("Jobs/jobs Endless", damaged.encode())
         metadata.put_jobs("damaged", b"none")
 
         (queue,) = served.get("/v1/jobs")["queues"]

@@ -3,16 +3,33 @@ terminated job, timeouts of a step and of a run."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import aflow
+from aflow._core.clock import SystemClock
+from aflow._core.settings import Settings
+from aflow.aws.settings import Account as AccountOfFlows
+from aflow.aws.settings import AwsSettings
+from aflow.errors import MetadataUnavailable
+from aflow.executors.local.zygote_start import EarlyZygote
+from aflow.executors.remote.attempt import Container
+from aflow.flow.spec import define
 from aflow.metadata.factory import open_metadata
 from aflow.scheduler.states import AttemptState, RunState
+from aflow.step_functions.job import StateMachineJob
+from aflow.step_functions.plan import DeploymentOptions, plan
+from aflow.step_functions.spec import StateJobVariables, spec_name
+from aflow.storage.blobs import BlobStore
+from aflow.storage.local import LocalStore
+from aflow.task import code_package
 from tests.step_functions.deployed import (
     DEADLINE,
     ended,
@@ -23,6 +40,7 @@ from tests.step_functions.deployed import (
     step_functions,
     wait_for_log,
 )
+from tests.support.failing import Failing, Killed, Points
 from tests.support.faulty import Fault, FaultyProxy
 from tests.support.waiting import wait_until
 
@@ -162,6 +180,7 @@ def test_a_run_that_fails_before_it_is_recorded_is_seen_everywhere_with_its_reas
         "no-such-image": "could not be started (CannotPullContainerError: pull access denied",
         "aflow": "There is no object 'deploy/specs/",
     }
+    s3.put_object(Bucket="flows", Key="prefix/deploy/unrecorded/Trouble/sfn-0", Body=b"[]")
     for image, reason in reasons.items():
         machine = f"On-{image}"
         monkeypatch.setenv("AFLOW_BATCH_CONTAINER_IMAGE", image)
@@ -178,19 +197,101 @@ def test_a_run_that_fails_before_it_is_recorded_is_seen_everywhere_with_its_reas
 
         said = [
             step_functions("trouble.py", "list-runs", "--name", machine),
-            aflow("status"),
-            aflow("logs", f"Trouble/{run}"),
+            command("status"),
+            command("logs", f"Trouble/{run}"),
             recorded(aws, "Trouble", run).reason,
         ]
         assert [True] * 4 == ["The run failed before it was recorded." in each for each in said]
         assert [True] * 3 == [reason in each for each in (said[0], *said[2:])], said
-        assert f"Trouble/{run}" in aflow("runs", "Trouble")
+        assert f"Trouble/{run}" in command("runs", "Trouble")
         assert any("production:" in tag for tag in recorded(aws, "Trouble", run).tags)
         step_functions("trouble.py", "delete", "--name", machine)
 
 
-def aflow(*words: str) -> str:
+def command(*words: str) -> str:
     """Run a command without a flow, and return its output."""
     done = subprocess.run([sys.executable, "-m", "aflow", *words], capture_output=True, text=True)
     assert 0 == done.returncode, done.stderr
     return done.stdout + done.stderr
+
+
+TWO_STEPS = """
+from aflow import FlowSpec, step
+
+class TwoSteps(FlowSpec):
+    @step
+    def start(self):
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+"""
+
+
+class Deployed:
+    """The jobs of the first step of a deployed flow, in this process."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.url = f"sqlite:///{folder}/metadata.db"
+        self._folder, self._store = folder, LocalStore(folder / "store")
+        (folder / "flows").mkdir()
+        (folder / "flows" / f"{folder.name}.py").write_text(TWO_STEPS)
+        monkeypatch.syspath_prepend(folder / "flows")
+        self.flow = importlib.import_module(folder.name).TwoSteps
+        code = code_package.store(define(self.flow), BlobStore(self._store))
+        settings = Settings(
+            root=folder, user="ann", datastore="s3", datastore_s3="s3://bucket",
+            metadata="service", service_url="http://service",
+        )  # fmt: skip
+        there = AwsSettings(queue="queue", image="image", job_role="role", internal_url="http://in")
+        account = AccountOfFlows("aws", "region", "1")
+        made = plan(define(self.flow), DeploymentOptions(), settings, there, account, code, "token")
+        self._store.put(spec_name(made.spec_key), [made.spec])
+        self._spec = made.spec_key
+
+    def job(self, run: str, origin: str | None, points: Points | None = None) -> StateMachineJob:
+        """Return the job; its metadata store fails at the chosen point."""
+        payload = json.dumps({"Parameters": "{}", **({"Origin": origin} if origin else {})})
+        variables = StateJobVariables(
+            self._spec, self._store.url, self.url, run, "start", "0", "", None, payload, None, "1",
+            None, None,
+        )  # fmt: skip
+        container = Container(self._store, self._folder / "code", EarlyZygote())
+        job = StateMachineJob(variables, SystemClock(), container)
+        if points is not None:
+            but = [name for name in dir(job._metadata) if name not in BREAKS]
+            job._metadata = Failing(job._metadata, points, MetadataUnavailable, but)
+        return job
+
+
+BREAKS = ("create_run", "commit", "acquire_lease")
+
+
+def test_a_job_that_ends_while_it_records_a_resumed_run_leaves_the_rest_to_the_next_one(
+    tmp_path, monkeypatch
+):
+    deployed = Deployed(tmp_path, monkeypatch)
+    origin = aflow.run(deployed.flow, storage=f"file://{tmp_path}/store", metadata=deployed.url)
+    for point, call in enumerate(("create_run", "commit", "commit")):
+        run, points = f"sfn-{point}", Points(stop_at=point, how="before")
+        with pytest.raises(Killed), closing(deployed.job(run, origin.id, points)) as job:
+            job.run("start")
+        assert points.passed[-1].endswith(call)
+        with closing(deployed.job(run, origin.id)) as job:
+            assert 0 == job.run("start")
+        with closing(open_metadata(deployed.url)) as metadata:
+            record = metadata.run("TwoSteps", run)
+            assert record is not None
+            assert {"_parameters", "start", "end"} == {
+                view.task.step for view in metadata.tasks(record.key)
+            }
+
+
+def test_a_job_that_cannot_renew_the_lease_of_its_run_ends_with_one_sentence(tmp_path, monkeypatch):
+    deployed = Deployed(tmp_path, monkeypatch)
+    # The run, its facts, and the start of the attempt are recorded, and then nothing.
+    points = Points(stop_at=3, dies=False)
+    with closing(deployed.job("sfn-1", None, points)) as job, pytest.raises(MetadataUnavailable):
+        job.run("start")
+    assert points.passed[-1].endswith("acquire_lease")

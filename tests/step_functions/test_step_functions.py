@@ -238,6 +238,7 @@ def test_deploying_with_the_token_leaves_the_flow_with_its_owner_and_is_needed_o
     assert "goes on to belong to pipeline" in deploy("ann", "--authorize", f"production:{token}")
     assert token in deploy("pipeline"), "who has deployed it before goes on to"
     assert token in deploy("ann"), "the token is remembered"
+    assert "is deployed as it is" in step_functions("follower.py", "diff", "--name", "Shared")
     deploy("bob", "--authorize", "wrong", code=2)
 
     said = deploy("ann", "--generate-new-token")

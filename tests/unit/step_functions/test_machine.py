@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -111,3 +112,10 @@ def test_long_names_of_steps_are_cut_and_stay_different():
     states = compiled(graph, dict.fromkeys(graph.nodes, JOB), where("Long"))["States"]
     assert 6 == len(states)
     assert 80 == max(map(len, states))
+    private = Graph("_Private", long[0], long[1], graph.nodes)
+    states = compiled(private, dict.fromkeys(graph.nodes, JOB), where("_Private"))["States"]
+    jobs = [
+        each["Parameters"] for each in states.values() if "JobName" in each.get("Parameters", ())
+    ]
+    assert all(re.fullmatch(r"[A-Za-z0-9][\w-]{1,127}", each["JobName"]) for each in jobs)
+    assert 3 == len(jobs)

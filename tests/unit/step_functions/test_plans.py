@@ -166,6 +166,8 @@ def test_names_of_machines_and_rules_fit_into_what_aws_allows():
             machine_name("Flow", None, None, bad)
     with pytest.raises(InvalidInput, match="--name cannot be given"):
         machine_name("Flow", "p.user.me.Flow", None, "other")
+    with pytest.raises(InvalidInput, match=r"cannot be the name of a state machine.*Give --branch"):
+        machine_name("Flow", "p.user.me@example.Flow", None, None)
 
 
 def test_who_has_not_deployed_a_machine_needs_its_token():

@@ -403,7 +403,7 @@ def name_prefix(user: str, flow: str, run: str | None = None) -> str:
         flow: The name of the flow.
         run: The id of the run; None for all runs of the flow.
     """
-    return _name("".join(f"{each}-" for each in (user, flow, run) if each), LONGEST_NAME - 40)
+    return valid_name("".join(f"{each}-" for each in (user, flow, run) if each), LONGEST_NAME - 40)
 
 
 def _containers(job: BatchStepJob, size: int, variables: Mapping[str, str]) -> dict[str, Any]:
@@ -424,10 +424,16 @@ def job_name(mark: Mark, step: str, unique: str) -> str:
         step: The name of the step.
         unique: A text that is unique to the submission; it is never truncated.
     """
-    return _name(f"{mark.prefix}{step}", LONGEST_NAME - len(unique) - 1) + f"-{unique}"
+    return valid_name(f"{mark.prefix}{step}", LONGEST_NAME - len(unique) - 1) + f"-{unique}"
 
 
-def _name(text: str, length: int) -> str:
+def valid_name(text: str, length: int = LONGEST_NAME) -> str:
+    """Return a text as a valid name of a job: truncated, with invalid characters replaced.
+
+    Args:
+        text: Any text, such as the names of a flow and a step.
+        length: The maximum number of characters.
+    """
     fitting = re.sub(r"[^A-Za-z0-9_-]", "-", text)
     return (fitting if fitting[:1].isalnum() else f"a{fitting}")[:length]
 

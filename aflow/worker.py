@@ -44,7 +44,7 @@ from aflow.errors import (
 )
 from aflow.executors import base, protocol
 from aflow.executors.base import NO_USAGE
-from aflow.executors.local.admission import SlotQueue
+from aflow.executors.local.admission import ConcurrencyLimit, SlotQueue
 from aflow.executors.protocol import (
     CancelMessage,
     DrainMessage,
@@ -141,6 +141,7 @@ class Worker:
             folder=options.folder,
             clock=clock,
             sender=self._sender,
+            limit=ConcurrencyLimit(options.slots),
             report=log,
             admission=admission,
         )
@@ -237,8 +238,8 @@ class Worker:
         try:
             async with asyncio.timeout(ENDING):
                 left = [each.lease for each in self._held.values()] + self._sender.take_back()
-                if left:  # a part of the worker has failed: other workers should get these soon
-                    await self._queue.release(left, counted=False)
+                # If a part of the worker has failed: other workers should get these soon.
+                await self._give_back(left)
                 await self._queue.announce(self.id, b"", 0.0)
                 await self._queue.drop(self._own_topic)
         except (QueueError, TimeoutError):  # leases and announcements expire
@@ -285,9 +286,15 @@ class Worker:
         await self._give_back(back)
         return [suspect]
 
-    def _forget(self, held: Held) -> None:
-        message, spec = held.message, held.spec
-        self._held.pop((message.flow, message.run, spec.task, spec.attempt), None)
+    def _forget(self, held: Held) -> bool:
+        """Hold an attempt no longer; return False if it was given away before."""
+        attempt_key = _key(held.message, held.spec.task, held.spec.attempt)
+        if self._held.get(attempt_key) is not held:
+            return False
+        del self._held[attempt_key]
+        self._active -= held.active
+        self._room.set()
+        return True
 
     @property
     def _wanted(self) -> int:
@@ -350,7 +357,7 @@ class Worker:
             else:
                 self._sender.bury(lease)
             return
-        attempt_key = (message.flow, message.run, spec.task, spec.attempt)
+        attempt_key = _key(message, spec.task, spec.attempt)
         again = self._put_there_again(lease, message, attempt_key)
         if again is not None:
             self._log(
@@ -408,14 +415,15 @@ class Worker:
     def _forget_idle(self, but: Runtime) -> None:
         """Retire the processes of the runs that have been idle longest."""
         busy = {held.runtime for held in self._held.values()}
-        idle = [
-            (key, each)
-            for key, each in self._runtimes.items()
-            if each not in busy and each is not but
-        ]
-        for key, runtime in idle[: max(0, len(idle) - KEPT)]:
-            del self._runtimes[key]
-            runtime.retire()
+        idle = [each for each in self._runtimes.values() if each not in busy and each is not but]
+        for runtime in idle[: max(0, len(idle) - KEPT)]:
+            self._retire(runtime)
+
+    def _retire(self, runtime: Runtime) -> None:
+        """Stop the processes of a run in the background; `_release_leases` waits for them."""
+        del self._runtimes[runtime.message.job]
+        self._retiring.add(runtime)
+        runtime.retire(self._retiring.discard)
 
     # ------------------------------------------------------------ declining
 
@@ -432,13 +440,9 @@ class Worker:
         mine = [each for each in self._held.values() if each.runtime is runtime]
         for held in mine:
             self._forget(held)
-            self._active -= held.active
         self._waiting = deque(each for each in self._waiting if each.runtime is not runtime)
         if self._runtimes.get(runtime.message.job) is runtime:
-            del self._runtimes[runtime.message.job]
-            self._retiring.add(runtime)
-            runtime.retire(self._retiring.discard)
-        self._room.set()
+            self._retire(runtime)
         return mine
 
     def cannot_run(self, runtime: Runtime, why: str, only: AttemptKey | None = None) -> None:
@@ -452,13 +456,11 @@ class Worker:
         else:
             back = [each for each in self._waiting if each.runtime is runtime]
             self._waiting = deque(each for each in self._waiting if each.runtime is not runtime)
-            first = self._held.get((runtime.message.flow, runtime.message.run, *only))
+            first = self._held.get(_key(runtime.message, *only))
             if first is not None:
-                self._active -= first.active
                 back.append(first)
             for held in back:
                 self._forget(held)
-            self._room.set()
         if not back:
             return
         self._log(
@@ -482,28 +484,25 @@ class Worker:
 
     def refused(self, held: Held, why: str) -> None:
         """Dead-letter the message of an attempt that its run cannot have."""
-        self._log(f"A message of {held.lease.topic} is refused: {why}")
-        self._forget(held)
-        self._active -= held.active
-        self._sender.bury(held.lease)
-        self._room.set()
-        self._feed()
+        if self._forget(held):
+            self._log(f"A message of {held.lease.topic} is refused: {why}")
+            self._sender.bury(held.lease)
+            self._feed()
 
     # ------------------------------------------------------------ finishing
 
     def started(self, message: TaskMessage, task: int, attempt: int) -> None:
         """Log that an attempt has started."""
-        held = self._held.get((message.flow, message.run, task, attempt))
+        held = self._held.get(_key(message, task, attempt))
         if held is not None and not self._options.quiet:
             self._log(f"{_named(held)} begins.")
 
     def ended(self, message: TaskMessage, report: AttemptReport, usage: Usage) -> None:
         """Report the end of an attempt; its lease is acknowledged once the report is sent."""
-        held = self._held.pop((message.flow, message.run, report.task, report.attempt), None)
-        self._room.set()
+        held = self._held.get(_key(message, *report.attempt_key))
         if held is None:
             return
-        self._active -= held.active
+        self._forget(held)
         self._done += report.state == AttemptState.SUCCEEDED.value
         self._failed += report.state in _FAILED
         pool = held.lease.topic.removeprefix(protocol.tasks_topic(""))
@@ -519,8 +518,7 @@ class Worker:
             self._sender.give_back(held.lease)
             return
         if self._options.keys:
-            its = held.message
-            self._over[(its.flow, its.run, report.task, report.attempt, its.launch)] = None
+            self._over[(*_key(message, *report.attempt_key), held.message.launch)] = None
             if len(self._over) > _MOST_OVER:
                 del self._over[next(iter(self._over))]
         report = _that_can_be_sent(report)
@@ -734,6 +732,10 @@ class Worker:
 
 
 _FAILED = (AttemptState.FAILED.value, AttemptState.TIMED_OUT.value, AttemptState.LOST.value)
+
+
+def _key(message: TaskMessage, task: int, attempt: int) -> Key:
+    return message.flow, message.run, task, attempt
 
 
 def _pathspec(held: Held) -> str:

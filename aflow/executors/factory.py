@@ -24,7 +24,7 @@ from aflow._core.settings import Settings, looked_up
 from aflow.environments import asks
 from aflow.errors import AflowError, CodePackageError, EnvironmentFailed, InvalidSetting
 from aflow.executors import jobs as job_systems
-from aflow.executors.local.admission import admission_for
+from aflow.executors.local.admission import ConcurrencyLimit, admission_for
 from aflow.executors.local.executor import ProcessExecutor, needs_of
 from aflow.executors.local.preload import imported_here
 from aflow.executors.local.zygote_start import spawn_here
@@ -536,13 +536,14 @@ class _Processes:
         self._clock = clock
         self._grace = grace
         self._steps = steps
+        self._limit = ConcurrencyLimit(options.max_workers)
         self._shared = self._on_machine()
 
     def _on_machine(self) -> dict[str, Any]:
         """Return the arguments that all executors share if steps request resources of the machine:
         slots, and the amounts that each attempt requests."""
         options = self._options
-        # Processes that run many attempts, and the one that runs coroutines, limit themselves.
+        # Processes that run many attempts observe the limit themselves.
         workers = options.max_workers if options.isolation == "task" else None
         found = admission_for(self._definition, self._steps, options.resources, workers)
         if found is None:
@@ -570,6 +571,7 @@ class _Processes:
             self._clock,
             first=zygote,
             max_workers=options.max_workers,
+            limit=self._limit,
             isolation=options.isolation,
             grace=self._grace,
             debug_step=options.debug_step,

@@ -276,6 +276,24 @@ async def test_a_cancel_does_not_hold_up_what_was_sent_with_it(tmp_path: Path) -
         assert ["succeeded"] * 4 == states[3:]
 
 
+async def test_processes_of_all_kinds_together_run_no_more_attempts_than_allowed(
+    tmp_path: Path,
+) -> None:
+    async with executing(tmp_path, "worker", workers=2, grace=PATIENCE) as bench:
+        of_both = [("wait", "act"), ("wait_async", "act_async")]
+        running = [bench.launch(action, step=step) for action, step in of_both]
+        await bench.started(*running)
+        waiting = [bench.launch(action, step=step) for action, step in of_both]
+        for number, each in enumerate(running):
+            assert 2 + number == len(bench.recorder.pids), "no more have started"
+            bench.cancel(each)
+            assert ["cancelled"] == await bench.ended(each)
+            await bench.recorder.until(lambda: len(bench.recorder.pids) >= 3 + number)  # noqa: B023
+        for each in waiting:
+            bench.cancel(each)
+        assert ["cancelled"] * 2 == await bench.ended(*waiting)
+
+
 # ------------------------------------------------------------------ stopping
 
 
@@ -454,7 +472,7 @@ async def test_a_worker_that_is_killed_fails_its_attempt_and_the_others_run(
 async def test_coroutines_whose_process_is_killed_are_lost_and_new_ones_run(
     tmp_path: Path,
 ) -> None:
-    async with executing(tmp_path, "coroutine") as bench:
+    async with executing(tmp_path, "coroutine", workers=3) as bench:
         tasks = [bench.launch("wait_async") for _ in range(3)]
         pids = await bench.started(*tasks)
         os.kill(pids[0], signal.SIGKILL)

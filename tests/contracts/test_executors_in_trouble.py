@@ -3,13 +3,16 @@ descriptors or processes."""
 
 from __future__ import annotations
 
+import errno
 import gc
 import itertools
 import os
 import resource
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -202,3 +205,20 @@ async def test_without_descriptors_for_more_workers_those_there_are_go_on(tmp_pa
         with descriptors_left(0):
             tasks = [bench.launch("speak") for _ in range(20)]
             assert ["succeeded"] * 20 == await bench.ended(*tasks)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_request_that_the_kernel_cannot_take_yet_is_sent_later(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, errors = socket.send_fds, [errno.ETOOMANYREFS, errno.ENOBUFS]
+
+    def crowded(*args: Any) -> int:
+        if errors:
+            raise OSError(errors.pop(), "too many descriptors are under way")
+        return send(*args)
+
+    monkeypatch.setattr(socket, "send_fds", crowded)
+    async with executing(tmp_path, kind) as bench:
+        assert "spoken" == await bench.does("speak")
+        assert [] == errors

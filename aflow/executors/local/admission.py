@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from aflow._core.records import NamedTuple
 from aflow._core.settings import environment_value
@@ -388,6 +389,48 @@ class SlotQueue:
             late = dict.fromkeys(self.machine.variables, joined)
         memory = amounts.get("memory")
         return Granted(early, late, None if memory is None else int(memory * _MB))
+
+
+class Starter(Protocol):
+    """Starts attempts that wait in a queue of its own."""
+
+    @property
+    def at_once(self) -> int:
+        """The number of its attempts that run at the same time."""
+
+    def feed(self) -> None:
+        """Start waiting attempts, unless the limit is reached."""
+
+
+class ConcurrencyLimit:
+    """Limits how many attempts run at the same time, in the processes of all its starters.
+
+    Processes that run many attempts hold some in advance, so the number of attempts that were
+    launched is no limit.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._starters: deque[Starter] = deque()
+
+    def add(self, starter: Starter) -> None:
+        """Count the attempts of a starter."""
+        self._starters.append(starter)
+
+    def remove(self, starter: Starter) -> None:
+        """Count its attempts no longer: its processes have ended."""
+        self._starters.remove(starter)
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether another attempt must wait until one has ended."""
+        return sum(each.at_once for each in self._starters) >= self._most
+
+    def feed(self) -> None:
+        """Start waiting attempts after one has ended, in turn those of each starter."""
+        self._starters.rotate(-1)
+        for each in [*self._starters]:
+            each.feed()
 
 
 def admission_for(

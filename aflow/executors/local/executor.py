@@ -21,7 +21,7 @@ from aflow._core.threads import in_thread
 from aflow.errors import InvalidDecorator
 from aflow.executors import base, local
 from aflow.executors.base import Orphan, Reports, Usage
-from aflow.executors.local.admission import FREE, Granted, SlotQueue, too_much
+from aflow.executors.local.admission import FREE, ConcurrencyLimit, Granted, SlotQueue, too_much
 from aflow.executors.local.task_processes import (
     CANCELLED,
     INTERRUPTED,
@@ -116,7 +116,8 @@ class ProcessExecutor:
     is a zygote that has already been started. `start_zygote` starts another one if there is none or
     if it has crashed; it blocks and may be called in any thread. With `is_lazy`, no zygote is
     started before the first attempt. The tasks of `debug_step` get the terminal of this process,
-    each in a separate process.
+    each in a separate process. `limit` is a limit of concurrent attempts that this executor shares
+    with others; None for `max_workers` of its own.
 
     With an `admission`, attempts start when the resources that they request (`amounts`) are free on
     this machine; the members of `gangs` start together. `bounds` limit how many attempts of a step
@@ -136,6 +137,7 @@ class ProcessExecutor:
         grace: float = GRACE,
         debug_step: str | None = None,
         is_lazy: bool = False,
+        limit: ConcurrencyLimit | None = None,
         admission: SlotQueue | None = None,
         amounts: Amounts = lambda spec: dict(spec.resources),
         bounds: Mapping[str, int] | None = None,
@@ -158,6 +160,7 @@ class ProcessExecutor:
         self._clock = clock
         self._first = first
         self._size = max_workers
+        self._limit = limit or ConcurrencyLimit(max_workers)
         self._sequential = isolation == "worker"
         self._grace = grace
         self._stopping = False
@@ -218,8 +221,10 @@ class ProcessExecutor:
     def _use(self, process: ZygoteProcess) -> None:
         link = Zygotes(self._loop, process, self, self._request, self._context)
         self._link = link
-        self._fresh = FreshProcesses(link, self._reports, self._clock, self._grace, self._learn)
-        self._pools = {}
+        self._fresh = FreshProcesses(
+            link, self._reports, self._clock, self._grace, self._learn, self._limit
+        )
+        self._limit.add(self._fresh)
 
     def _pool(self, step: str, granted: Granted) -> WorkerPool:
         """Return the worker pool of this step and of others with the same environment."""
@@ -245,8 +250,15 @@ class ProcessExecutor:
                 limit_of=lambda step: self._needs[step].limit,
                 owned=self._pool_of,
                 learn=self._learn,
+                limit=self._limit,
             )
+            self._limit.add(pool)
         return pool
+
+    def _leave_limit(self) -> None:
+        self._limit.remove(self._fresh)
+        for each in self._pools.values():
+            self._limit.remove(each)
 
     def _learn(self, imported: Mapping[str, Any]) -> None:
         """Remember what the program has imported, as one of its processes has reported."""
@@ -267,8 +279,8 @@ class ProcessExecutor:
         except InvalidDecorator as error:
             self._loop.call_soon(self._refuse, spec, str(error))
             return
-        if not amounts and (self._sequential or self._needs[spec.step].is_async):
-            self._launch(spec, FREE)  # their pools limit the number of processes
+        if not amounts and self._sequential:
+            self._launch(spec, FREE)  # its pool observes the limit of concurrent attempts
             return
         specs = self._together(spec)
         if not specs:
@@ -438,6 +450,7 @@ class ProcessExecutor:
             if not link.is_lent:
                 await in_thread(link.reap)
             self._fresh.tidy()
+            self._leave_limit()
 
     def _interrupt_waiting(self) -> None:
         """End the attempts that wait for slots."""
@@ -448,7 +461,7 @@ class ProcessExecutor:
             self._end_unstarted(spec.attempt_key, AttemptState.INTERRUPTED, INTERRUPTED)
 
     def _note_idle(self) -> None:
-        live = len(self._fresh) + sum(map(len, self._pools.values()))
+        live = self._fresh.at_once + sum(map(len, self._pools.values()))
         if self._stopping and not live:
             self._idle.set()
 
@@ -478,9 +491,12 @@ class ProcessExecutor:
         self._link = None
         self._see_that_one_starts()
         self._pool_of.clear()
+        self._leave_limit()  # first, so that nothing is sent to the zygotes that have ended
         self._fresh.lost(reason)
         for each in self._pools.values():
             each.lost(reason)
+        self._pools.clear()
+        self._limit.feed()  # the attempts of other executors
         self._note_idle()
 
     def _see_that_one_starts(self) -> None:

@@ -20,7 +20,7 @@ from aflow.errors import OUT_OF_MEMORY
 from aflow.executors import base
 from aflow.executors.base import NO_USAGE, Reports, Usage
 from aflow.executors.local import messages
-from aflow.executors.local.admission import FREE, Granted
+from aflow.executors.local.admission import FREE, ConcurrencyLimit, Granted
 from aflow.executors.local.zygote_client import Zygotes
 from aflow.scheduler.states import AttemptState
 from aflow.task.spec import GROWN, IMPORTED, AttemptKey, AttemptReport, AttemptSpec
@@ -65,9 +65,16 @@ class FreshProcesses:
     """All attempts that run in separate processes."""
 
     def __init__(
-        self, link: Zygotes, reports: Reports, clock: Clock, grace: float, learn: Learn
+        self,
+        link: Zygotes,
+        reports: Reports,
+        clock: Clock,
+        grace: float,
+        learn: Learn,
+        limit: ConcurrencyLimit,
     ) -> None:
         self._learn = learn
+        self._limit = limit
         self._loop = asyncio.get_running_loop()
         self._link = link
         self._reports = reports
@@ -79,8 +86,13 @@ class FreshProcesses:
         # Attempts that wait for free descriptors, with the function that launches them.
         self._postponed: deque[tuple[AttemptSpec, Callable[[], None]]] = deque()
 
-    def __len__(self) -> int:
+    @property
+    def at_once(self) -> int:
+        """The number of attempts that have a process."""
         return len(self._live)
+
+    def feed(self) -> None:
+        """Do nothing: attempts that are launched here do not wait for others."""
 
     def launch(
         self,
@@ -295,6 +307,7 @@ class FreshProcesses:
             self.tidy()
         if self._postponed:
             self._loop.call_soon(self._launch_postponed)
+        self._limit.feed()
 
     def tidy(self) -> None:
         """Remove the memory groups that have no processes left."""

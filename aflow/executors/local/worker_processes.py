@@ -25,6 +25,7 @@ from aflow._core.system import end_group, message_pair, messages_have_an_end
 from aflow.executors import base
 from aflow.executors.base import NO_USAGE, Reports
 from aflow.executors.local import messages
+from aflow.executors.local.admission import ConcurrencyLimit
 from aflow.executors.local.task_processes import (
     CANCELLED,
     INTERRUPTED,
@@ -285,7 +286,9 @@ class WorkerPool:
         limit_of: Callable[[str], float | None],
         owned: dict[int, WorkerPool],
         learn: Learn,
+        limit: ConcurrencyLimit,
     ) -> None:
+        self._limit = limit
         self._start = start
         self._environment = environment
         self._late = late  # variables that are set after the fork
@@ -314,12 +317,12 @@ class WorkerPool:
     def launch(self, spec: AttemptSpec) -> None:
         """Run an attempt as soon as a worker has room."""
         self._queue.append(spec)
-        self._feed()
+        self.feed()
 
     def cancel(self, task: int, attempt: int) -> None:
         """Stop an attempt, whether it waits or runs."""
         self._end((task, attempt), AttemptState.CANCELLED, CANCELLED, self._grace)
-        self._feed()
+        self.feed()
 
     def fail(self, task: int, attempt: int, reason: str) -> None:
         """Kill an attempt together with its process, and report it as failed.
@@ -357,10 +360,20 @@ class WorkerPool:
     def __len__(self) -> int:
         return len(self._workers)
 
+    @property
+    def at_once(self) -> int:
+        """The number of attempts that run at the same time, or are about to."""
+        in_hand = [each.in_hand for each in self._workers.values()]
+        return sum(in_hand) if self._coroutines else len(in_hand) - in_hand.count(0)
+
     # ------------------------------------------------------------ sending
 
-    def _feed(self, may_grow: bool = True) -> None:
-        """Send waiting specs to workers while there is room."""
+    def feed(self, may_grow: bool = True) -> None:
+        """Send waiting specs to workers while there is room.
+
+        Args:
+            may_grow: Whether more workers may be started.
+        """
         while self._queue:
             worker = self._roomiest(may_grow)
             if worker is None:
@@ -372,16 +385,22 @@ class WorkerPool:
 
     def _roomy(self, worker: WorkerProcess) -> None:
         worker.when_roomy_stop()
-        self._feed()
+        self.feed()
 
     def _roomiest(self, may_grow: bool) -> WorkerProcess | None:
-        """Return the worker for the next spec; a new one if all are busy and `size` allows it."""
+        """Return the worker for the next spec; a new one if all are busy and `size` allows it.
+
+        None if all have enough, or if the spec would exceed the limit of concurrent attempts.
+        """
         able, least, in_hand = 0, None, 0
         for worker in self._workers.values():
             if worker.ending is None:
                 able += 1
                 if least is None or worker.in_hand < in_hand:
                     least, in_hand = worker, worker.in_hand
+        if self._limit.is_reached:
+            # A busy sequential worker runs it later.
+            return least if not self._coroutines and 0 < in_hand < self._ahead else None
         if least is not None and (self._coroutines or not in_hand):
             return least
         if may_grow and able < (1 if self._coroutines else self._size):
@@ -434,9 +453,8 @@ class WorkerPool:
         self._loop.call_soon(self._next_turn)
         for message in worker.messages():
             self._note(worker, message)
-        if self._queue:
-            self._feed()
-        elif worker.in_hand == 0 and not self._coroutines:
+        self._limit.feed()
+        if not self._queue and worker.in_hand == 0 and not self._coroutines:
             self._share(worker)
 
     def _next_turn(self) -> None:
@@ -483,7 +501,7 @@ class WorkerPool:
         for spec in taken[:keep]:
             if not busiest.send(spec):
                 self._queue.append(spec)
-        self._feed()
+        self.feed()
 
     # ------------------------------------------------------------ timeouts and cancellation
 
@@ -602,9 +620,10 @@ class WorkerPool:
         self._bury(
             worker, lambda attempt_key, since: self._lost(attempt_key, since, reason), again=False
         )
-        self._feed(may_grow=False)  # to existing workers: another fork would fail too
+        self.feed(may_grow=False)  # to existing workers: another fork would fail too
         if not self._workers:
             self._refuse(reason)
+            self._limit.feed()
 
     def refused(self, child: int, reason: str) -> None:
         """Fail the waiting attempts of a worker that cannot be forked as their step requests."""
@@ -615,6 +634,7 @@ class WorkerPool:
         )
         if not self._workers:
             self._fail_all(reason)
+            self._limit.feed()
 
     def lost(self, reason: str) -> None:
         """Report all attempts as lost: the first zygote is gone, and all workers with it.
@@ -657,7 +677,7 @@ class WorkerPool:
             self._cancelled.pop(attempt_key, None)
             self._reports.ended(report, NO_USAGE)
         if again:
-            self._feed()
+            self._limit.feed()
 
     def _take_over(self, specs: list[AttemptSpec]) -> None:
         """Queue specs that a worker had not started when it ended, unless they were cancelled."""

@@ -11,7 +11,7 @@ from aflow._core.threads import in_daemon_thread, in_thread
 from aflow.environments import transport
 from aflow.errors import AflowError, StorageError
 from aflow.executors import protocol
-from aflow.executors.local.admission import SlotQueue, bounded, too_much
+from aflow.executors.local.admission import ConcurrencyLimit, SlotQueue, bounded, too_much
 from aflow.executors.local.executor import ProcessExecutor
 from aflow.executors.local.zygote_start import spawn_zygote
 from aflow.executors.mailbox import Rendezvous
@@ -47,15 +47,17 @@ LOOK_OF_LATE = 0.5  # the same for messages that were delivered to another worke
 class Site(NamedTuple):
     """The environment of a worker's processes.
 
-    `worker` is the worker's id, `slots` the number of concurrent attempts, `folder` the directory
-    for unpacked code, and `sender` sends the reports. `report` receives a line for each slow
-    operation. `admission` manages the slots of the machine, for attempts that request resources."""
+    `worker` is the worker's id, `slots` the number of concurrent attempts, and `limit` enforces it
+    for all runs together. `folder` is the directory for unpacked code, and `sender` sends the
+    reports. `report` receives a line for each slow operation. `admission` manages the slots of the
+    machine, for attempts that request resources."""
 
     worker: str
     slots: int
     folder: Path
     clock: Clock
     sender: ReportSender
+    limit: ConcurrencyLimit
     report: Callable[[str], None] = lambda line: None
     admission: SlotQueue | None = None
 
@@ -282,7 +284,7 @@ class Runtime:
         found = [*self._packaged.values()]
         return found if self._executor is None else [self._executor, *found]
 
-    def retire(self, then: Callable[[Runtime], object] = lambda _: None) -> None:
+    def retire(self, then: Callable[[Runtime], object]) -> None:
         """Stop the processes, which are no longer needed, in the background.
 
         Args:
@@ -374,6 +376,7 @@ class Runtime:
             lambda: spawn_zygote(built=built),
             self._site.clock,
             max_workers=self._site.slots,
+            limit=self._site.limit,
             isolation=job.isolation,
             # All steps of a run may have environments.
             is_lazy=built is None and bool(job.environments),

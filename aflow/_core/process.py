@@ -137,6 +137,28 @@ def on_signal(
         loop.add_signal_handler(signum, callback, *args)
 
 
+def start_helper(target: Callable[[], object], name: str) -> threading.Thread:
+    """Start a daemon thread that receives no signals.
+
+    A signal that the program blocks in its main thread, to wait for it, would otherwise be
+    delivered to this thread, and could end the process.
+
+    Args:
+        target: The function that the thread runs.
+        name: The name of the thread.
+
+    Returns:
+        The thread, which runs.
+    """
+    thread = threading.Thread(target=target, name=name, daemon=True)
+    before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
+    try:
+        thread.start()
+    finally:
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
+    return thread
+
+
 # Process 1 of a container becomes the parent of all orphaned processes, and the kernel does not
 # apply the default actions of signals to it.
 #

@@ -15,6 +15,7 @@ from typing import Any
 import msgpack
 
 from aflow._core.ids import blob_key
+from aflow._core.process import start_helper
 from aflow._core.records import NamedTuple, dataclass, field
 from aflow._core.unpacking import unpack
 from aflow.errors import (
@@ -491,8 +492,7 @@ class ArtifactReader:
     def start_verification(self) -> None:
         """Start a thread that verifies the blobs that were returned unverified, if any."""
         if self._pending and (self._thread is None or not self._thread.is_alive()):
-            self._thread = threading.Thread(target=self._verify, name="aflow-verify", daemon=True)
-            self._thread.start()
+            self._thread = start_helper(self._verify, "aflow-verify")
 
     def verify_pending(self) -> None:
         """Wait until all blobs that were returned are verified. Raises CorruptBlob, which names the

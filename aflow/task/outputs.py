@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 from aflow._core.ids import PARAMETERS_TASK
+from aflow._core.process import start_helper
 from aflow._core.records import NamedTuple
 from aflow.errors import ArtifactNotFound, MergeArtifactsError
 from aflow.flow.graph import Kind
@@ -333,7 +334,7 @@ class _Stream:
         self._announced = 0
         self._over = False
         self._problem: BaseException | None = None
-        self._thread = threading.Thread(target=self._announce_new, name="aflow-items", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def add(self, item: Any) -> None:
         with self._news:
@@ -341,7 +342,7 @@ class _Stream:
                 raise self._problem
             self._writer.add(item)
             if self._writer.count == 1:
-                self._thread.start()
+                self._thread = start_helper(self._announce_new, "aflow-items")
             self._news.notify()
 
     def _announce_new(self) -> None:
@@ -375,5 +376,5 @@ class _Stream:
         with self._news:
             self._over = True
             self._news.notify()
-        if self._thread.ident is not None:
+        if self._thread is not None:
             self._thread.join()

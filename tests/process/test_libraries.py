@@ -10,6 +10,7 @@ import importlib.util
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -242,6 +243,8 @@ def test_what_a_file_has_used_works_in_processes_that_run_many_tasks(workspace: 
 
 PROCESSES = """
 import multiprocessing
+import signal
+from multiprocessing import shared_memory
 
 class Pair:
     def __init__(self, one):
@@ -260,10 +263,15 @@ def code_of(body):
 class Flow_(FlowSpec):
     @step
     def start(self):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert signal.SIGUSR2 == signal.sigwait([signal.SIGUSR2]), "no other thread has taken it"
         # A spawned process runs the file by another name, and gives back objects of that.
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             (pair,) = pool.map(paired, [3])
         assert type(pair) is Pair and 3 == pair.one
+        # When the process ends, the tracker of multiprocessing removes it.
+        print("left", shared_memory.SharedMemory(create=True, size=1).name)
         assert [0, 3] == [code_of(sys.exit), code_of(lambda: sys.exit(3))]
         assert 1 == code_of(lambda: {}["of the child"])
         self.child = os.fork()
@@ -309,4 +317,6 @@ def test_processes_that_a_program_and_its_steps_start_are_as_under_python(
     assert "good" in ran.lines
     assert 2 == ran.out.count("KeyError: 'of the child'")
     assert "failed" not in ran.out
+    (left,) = (line.split()[1] for line in ran.lines if line.startswith("left "))
+    assert not Path("/dev/shm", left).exists()
     workspace.check()

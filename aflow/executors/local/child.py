@@ -8,17 +8,24 @@ import io
 import locale
 import os
 import random
+import select
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from aflow._core import ending, process
-from aflow._core.system import end_with_parent, memory_file, out_of_the_way
+from aflow._core.system import end_with_parent, memory_file, out_of_the_way, watch
 from aflow.errors import TaskError
 from aflow.flow.current import current
 from aflow.task.runner import no_terminal
 
+_TRACKERS = (
+    "multiprocessing.resource_tracker",
+    "joblib.externals.loky.backend.resource_tracker",
+)
+_TRACKER_LIMIT = 1000  # milliseconds for which the end of such a process is awaited
 _TWISTS = 200  # blocks of 624 numbers that are generated to find out whether `random` was only used
 
 
@@ -38,6 +45,7 @@ def begin(parent: int, sigint: Any = _signal.default_int_handler, line: int | No
     _signal.set_wakeup_fd(-1)
     _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     _signal.signal(_signal.SIGINT, sigint if callable(sigint) else int(sigint))
+    threading.main_thread()._set_native_id()  # type: ignore[attr-defined]  # the parent's is kept
     reseed()
 
 
@@ -254,6 +262,27 @@ def end(code: int = 0, release: Callable[[], None] | None = None) -> NoReturn:
         release: Drops the references to the user's objects; None if there are none.
     """
     ending.leave(code, release)
+
+
+def end_trackers() -> None:
+    """Let the resource trackers of multiprocessing remove what this process leaves; at its end.
+
+    They remove shared memory and semaphores once this process has closed its pipe to them. They
+    belong to the group of the task, and would be killed before.
+    """
+    for name in _TRACKERS:
+        tracker: Any = getattr(sys.modules.get(name), "_resource_tracker", None)
+        if tracker is None or tracker._fd is None:
+            continue
+        os.close(tracker._fd)
+        tracker._fd = None
+        with suppress(ChildProcessError, ProcessLookupError):  # the child of another process
+            if os.waitpid(tracker._pid, os.WNOHANG)[0] or (ends := watch(tracker._pid)) is None:
+                continue
+            # Other processes that the step has left may keep the pipe open.
+            poll = select.poll()
+            poll.register(ends, select.POLLIN)
+            poll.poll(_TRACKER_LIMIT)
 
 
 def flush() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import msgpack
 
 from aflow._core.clock import SystemClock
-from aflow._core.process import fastest_kind, outer_loop_paused
+from aflow._core.process import fastest_kind, outer_loop_paused, start_helper
 from aflow.executors.local import child
 from aflow.executors.local import messages as wire
 from aflow.executors.local.surroundings import Randomness, Surroundings, own_decimal_context
@@ -148,7 +148,7 @@ class DescriptorCapture:
         for fd in self._pipes:
             os.set_blocking(fd, False)
             self._poll.register(fd, select.POLLIN)
-        threading.Thread(target=self._watch, name="aflow-capture", daemon=True).start()
+        start_helper(self._watch, "aflow-capture")
 
     def drain(self) -> None:
         """Send the output so far."""
@@ -239,7 +239,7 @@ class WorkerSockets:
         self._logged_at = 0.0
         # Its `put` is reentrant, which signal handlers need.
         self._due: SimpleQueue[None] = SimpleQueue()
-        threading.Thread(target=self._send_held, name="aflow-log", daemon=True).start()
+        start_helper(self._send_held, "aflow-log")
 
     def next(self) -> bytes:
         """Return the next message; b"" if the coordinator has closed its end."""

@@ -6,6 +6,7 @@ that they belong to (SCM_RIGHTS), and arrive in the order in which they were sen
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections import deque
@@ -51,6 +52,9 @@ CANCEL = b"\xc0"
 MAX_FDS = 64  # at once in one recvmsg; the kernel allows 253
 MAX_MESSAGE = 1 << 18  # bytes of a spec for a worker process; larger manifests are not sent with it
 _CHUNK = 1 << 18
+_LOOK_AGAIN = 0.05  # seconds until another try to send
+# Too many descriptors are under way in all sockets of the user, or the kernel has no memory.
+_FULL = (errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM)
 
 
 def packed(*message: Any) -> bytes:
@@ -107,9 +111,7 @@ class SendBuffer:
 
     def close(self) -> None:
         """Discard unsent messages, and close all descriptors that have not arrived."""
-        if self._waiting:
-            self._loop.remove_writer(self._sock)
-            self._waiting = False
+        self._stop_waiting()
         while self._queue:
             close_all(self._queue.popleft()[1])
         self.arrived(len(self._travelling))
@@ -128,10 +130,16 @@ class SendBuffer:
             try:
                 sent = socket.send_fds(self._sock, [data], fds) if fds else self._sock.send(data)
             except BlockingIOError:
-                self._wait()
+                self._waiting = True
+                self._loop.add_writer(self._sock, self._flush)
                 return
-            except OSError:  # the zygote is gone, which the reading side notices
-                self.close()
+            except OSError as error:
+                if error.errno in _FULL:
+                    self._stop_waiting()
+                    self._waiting = True
+                    self._loop.call_later(_LOOK_AGAIN, self._flush)
+                else:  # the zygote is gone, which the reading side notices
+                    self.close()
                 return
             if NEEDS_RECEIPTS:
                 self._travelling.extend(fds)
@@ -141,14 +149,12 @@ class SendBuffer:
                 self._queue.popleft()
             else:
                 self._queue[0] = (data[sent:], [])
+        self._stop_waiting()
+
+    def _stop_waiting(self) -> None:
         if self._waiting:
             self._loop.remove_writer(self._sock)
             self._waiting = False
-
-    def _wait(self) -> None:
-        if not self._waiting:
-            self._waiting = True
-            self._loop.add_writer(self._sock, self._flush)
 
 
 def close_all(fds: Sequence[int]) -> None:

@@ -484,6 +484,7 @@ class Zygote:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         system.prepare_forks()
         inside.set_up_streams()
+        atexit.register(inside.end_trackers)  # registered first, so it is called last
         inside.refuse_breakpoints()  # once: doing it in each task would copy about sixty pages
         deferred.load("linecache")  # reads the source of each flow that a program defines
         self._inherited = system.open_descriptors()

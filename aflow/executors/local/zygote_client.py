@@ -291,12 +291,19 @@ class Zygotes:
                 # It still runs the program or its imports, and reads no messages meanwhile.
                 self._loop.call_soon(self._abandon, link)
             return
-        for request in self._held:  # its request was not sent yet, and is dropped
+        for request in self._held:
             if request.child == child:
-                self._held.remove(request)
-                messages.close_all(request.fds)
-                self._loop.call_soon(self._children.not_forked, child, "it was no longer needed")
+                self._loop.call_soon(self._withdraw, request, signum)
                 return
+
+    def _withdraw(self, request: _RequestedProcess, signum: signal.Signals) -> None:
+        """Drop a request that was not sent; kill its process if it was sent meanwhile."""
+        if request in self._held:
+            self._held.remove(request)
+            messages.close_all(request.fds)
+            self._children.not_forked(request.child, "it was no longer needed")
+        else:
+            self.kill(request.child, signum)
 
     def _abandon(self, link: _ZygoteSocket) -> None:
         """Give up a zygote that is not ready to fork; it is killed with the first zygote."""

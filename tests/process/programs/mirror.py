@@ -45,6 +45,7 @@ def seen():
         "environ": dict(os.environ),
         "threads": [each.name for each in threading.enumerate()],
         "native_threads": len(os.listdir("/proc/self/task")),
+        "main_thread": threading.main_thread().native_id == os.getpid(),
         "descriptors": descriptors(),
         "signals": [str(signal.getsignal(each)) for each in sorted(signal.valid_signals())],
         "collector": [gc.get_threshold(), gc.isenabled()],

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import hmac
 import re
 import secrets
 from pathlib import Path
@@ -86,7 +85,7 @@ class Pages:
         app.router.add_get("/ui/{path:.*}", self._page)
 
     async def _home(self, _: web.Request) -> web.StreamResponse:
-        raise web.HTTPFound("/ui/")
+        return web.Response(status=302, headers={"Location": "/ui/"})
 
     async def _page(self, request: web.Request) -> web.StreamResponse:
         if not (STATIC / "vendor" / "preact.js").exists():
@@ -140,13 +139,10 @@ class Pages:
         return web.json_response({"code": code})
 
     async def _login_by_link(self, request: web.Request) -> web.StreamResponse:
-        code = request.query.get("code", "")
-        now = asyncio.get_running_loop().time()
-        found = next((c for c in self._codes if hmac.compare_digest(c, code)), None)
-        until, token = self._codes.pop(found) if found else (0.0, "")
+        until, token = self._codes.pop(request.query.get("code", ""), (0.0, ""))
         to = request.query.get("to", "")
         target = f"/ui/{to}" if _INSIDE.fullmatch(to) else "/ui/"
-        if until < now:
+        if until < asyncio.get_running_loop().time():
             return web.Response(
                 text="This link was used already, or is too old: run `aflow ui` again.\n",
                 status=410,

@@ -76,6 +76,8 @@ def parse(words: str, now: float) -> RunFilter:
     """
     if len(words) > _LONGEST:
         raise InvalidInput(f"The filter is too long: {_LONGEST} characters is the most.")
+    if re.search(r"[\0\ud800-\udfff]", words):  # JSON can contain them, databases cannot
+        raise InvalidInput("The filter has characters that are not allowed in texts.")
     parts = words.split()
     if len(parts) > _MOST:
         raise InvalidInput(f"The filter has too many words: {_MOST} is the most.")

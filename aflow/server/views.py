@@ -11,7 +11,7 @@ import ast
 import difflib
 import tarfile
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from hashlib import sha1
 from importlib.util import decode_source
@@ -75,7 +75,10 @@ _OF_ATTEMPT = (
     *("host", "pid", "max_rss", "cpu"),
 )
 _OF_NODE = ("next", "kind", "foreach", "condition", "is_join", "doc", "line")
-_LITERALS = frozenset({"int", "float", "str", "bool"})
+# The types of parameters whose values can be read from their repr.
+_READERS: dict[str, Callable[[str], Any]] = {
+    "int": int, "float": float, "str": ast.literal_eval, "bool": ast.literal_eval,
+}  # fmt: skip
 
 
 class Views:
@@ -129,11 +132,11 @@ class Views:
         """
         after = None if cursor is None else position(cursor)
         if which.run is not None:
-            return self._named(which), None
+            return self._named(which, after, limit)
         give_up_at = self._clock.monotonic() + _PATIENCE
         found: list[RunRecord] = []
         looked_at = 0
-        while looked_at < _LOOKED_AT and self._clock.monotonic() <= give_up_at:
+        while True:
             # If the metadata store evaluates only a part of the filter, read more runs than needed.
             size = limit - len(found) if which.is_indexed else _PAGE
             page = self._metadata.runs(
@@ -159,19 +162,25 @@ class Views:
                     return found, cursor
             if len(page) < size:
                 return found, None
-        return found, cursor
+            if looked_at >= _LOOKED_AT or self._clock.monotonic() > give_up_at:
+                return found, cursor
 
-    def _named(self, which: RunFilter) -> list[RunRecord]:
-        """Return the runs with the id of the filter: at most one per flow."""
+    def _named(
+        self, which: RunFilter, after: tuple[float, int] | None, limit: int
+    ) -> tuple[list[RunRecord], str | None]:
+        """Return a page of the runs with the id of the filter: at most one per flow."""
         flows = [which.flow] if which.flow else [name for name, _ in self._metadata.flows()]
         records = [self._metadata.run(flow, which.run or "") for flow in flows[:_LOOKED_AT]]
         meant = [
             run
             for run in records
-            if run is not None and which.takes(run) and self._matches(run, which)
+            if run is not None
+            and (after is None or (run.created_at, run.key) < after)
+            and which.takes(run)
+            and self._matches(run, which)
         ]
         meant.sort(key=lambda run: (run.created_at, run.key), reverse=True)
-        return meant[:_PAGE]
+        return meant[:limit], cursor_after(meant[limit - 1]) if len(meant) > limit else None
 
     def _matches(self, run: RunRecord, which: RunFilter) -> bool:
         words = f"{run.flow}/{run.run} {run.user} {' '.join(run.tags)}".lower()
@@ -280,12 +289,13 @@ class Views:
             name, kind, text = each["name"], each["type"], each["value"]
             if name in changed or kind == "NoneType":
                 continue
-            if kind not in _LITERALS or text.endswith("..."):
+            try:
+                values[name] = _READERS[kind](text)
+            except (KeyError, ValueError, SyntaxError) as error:  # of another type, or cut off
                 raise InvalidInput(
                     f"The value of parameter {name} ({kind}) is not known here in full: give it, "
                     "or submit the flow with its file."
-                )
-            values[name] = ast.literal_eval(text)
+                ) from error
         return {**values, **changed}
 
     def _steps(self, run: RunRecord, graph: Graph | None) -> list[dict[str, Any]]:

@@ -49,6 +49,8 @@ def test_parameters_and_free_text_are_looked_for_in_each_run() -> None:
         ("flow:a flow:b", "flow: is there twice"),
         ("since:yesterday", "'yesterday' is not a time"),
         ("flow:../etc", "../etc"),
+        ("id:\ud800", "characters that are not allowed"),
+        ("user:\0", "characters that are not allowed"),
         ("x" * 2000, "too long"),
         ("a " * 30, "too many words"),
     ],

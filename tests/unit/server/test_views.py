@@ -6,6 +6,7 @@ import io
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from aflow.scheduler.messages import NoInputs, encode_inputs
 from aflow.server.filters import parse
 from aflow.server.views import Views
 from aflow.storage import cards
+from aflow.storage.artifacts import ArtifactWriter, Manifest
 from aflow.storage.blobs import BlobStore
 from aflow.storage.local import LocalStore
 from tests.contracts.metadata_stores import a_run
@@ -96,3 +98,46 @@ def test_code_is_read_in_the_encoding_that_it_declares(
 def test_a_cursor_that_no_page_has_is_refused(metadata: SqliteMetadata, cursor: str) -> None:
     with pytest.raises(InvalidInput, match="not a cursor"):
         Views(metadata, FakeClock()).runs(parse("", 0.0), cursor, 10)
+
+
+class Late(FakeClock):
+    """A clock of a machine so busy that a second passes between any two looks at it."""
+
+    def monotonic(self) -> float:
+        self.advance(1.0)
+        return super().monotonic()
+
+
+@pytest.mark.parametrize("words", ["", "state:running", "id:7", "text"])
+def test_each_page_of_runs_goes_on_after_the_last_one(metadata: SqliteMetadata, words: str) -> None:
+    for number in range(5):
+        metadata.create_run(a_run(flow=f"Flow{number}", run="7", tags=("text",)), b"")
+    views = Views(metadata, Late())
+    found: list[str] = []
+    cursor = None
+    while True:
+        runs, cursor = views.records(parse(words, 0.0), cursor, 2)
+        found += [run.flow for run in runs]
+        if cursor is None:
+            break
+    assert [f"Flow{number}" for number in (4, 3, 2, 1, 0)] == found
+
+
+@pytest.mark.parametrize(
+    ("value", "again"),
+    [(float("inf"), float("inf")), (0.1, 0.1), ("it's", "it's"), (True, True), ("x" * 1000, None)],
+)
+def test_a_run_is_run_again_with_plain_values_of_its_parameters_or_says_which_is_unknown(
+    metadata: SqliteMetadata, tmp_path: Path, value: Any, again: Any
+) -> None:
+    writer = ArtifactWriter(BlobStore(LocalStore(tmp_path)))
+    manifest = Manifest(artifacts={"x": writer.save("x", value)}).encode()
+    run = metadata.create_run(a_run(settings={"parameters": ["x"]}), manifest)
+    views = Views(metadata, FakeClock())
+
+    if again is None:
+        with pytest.raises(InvalidInput, match=r"parameter x \(str\) is not known here in full"):
+            views.parameters_again(run, {})
+    else:
+        assert {"x": again} == views.parameters_again(run, {})
+    assert {"x": 1} == views.parameters_again(run, {"x": 1})

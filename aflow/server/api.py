@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from aflow._core import ids
 from aflow._core.clock import SystemClock
-from aflow.errors import CoordinatorClosed, MetadataUnavailable, MissingExtra
+from aflow.errors import CoordinatorClosed, InvalidInput, MetadataUnavailable, MissingExtra
 from aflow.server.auth import Authenticator, attended, is_page, refusal
+from aflow.server.listening import Handler
 from aflow.server.request_bodies import body_of, check_type, json_of, number_of
 from aflow.server.routes.actions import ActionRoutes, started
 from aflow.server.routes.schedules import ScheduleRoutes
@@ -83,7 +84,10 @@ class AflowApi:
         """Register the routes."""
         for route in ROUTES:
             answers = next(each for each in self._answering if hasattr(each, route.name))
-            app.router.add_route(route.method, route.path, getattr(answers, route.name))
+            handler = getattr(answers, route.name)
+            if route.takes is None:
+                handler = _without_body(handler)
+            app.router.add_route(route.method, route.path, handler)
         app.on_shutdown.append(self._runs.close)
         self._pages.add_to(app)
 
@@ -99,6 +103,21 @@ class AflowApi:
     def refused(self, status: int, sentence: str, headers: Mapping[str, str]) -> web.Response:
         """Return an error response; aflow's clients read the field `error`."""
         return refusal(status, sentence, headers, ("error",))
+
+
+def _without_body(handler: Handler) -> Handler:
+    """Return a handler that refuses a body before it calls the handler of a route that takes none,
+    which may do expensive work."""
+
+    async def checked(request: web.Request) -> web.StreamResponse:
+        if request.body_exists:
+            try:
+                await body_of(request, 0)
+            except web.HTTPException as error:
+                raise InvalidInput("This route takes no body: send none.") from error
+        return await handler(request)
+
+    return checked
 
 
 class RunRoutes:

@@ -152,7 +152,7 @@ def resume_order(
     flow: str,
     run: str,
     step: str | None,
-    parameters: object = None,
+    parameters: Any = None,
     max_workers: object = None,
 ) -> RunRequest:
     """Return the validated request to resume a run.
@@ -171,7 +171,7 @@ def resume_order(
     """
     values = {} if parameters is None else parameters
     changed = tuple(_parameters(values))
-    for name in values if isinstance(values, dict) else ():
+    for name in values:
         if name.replace("_", "-").lower() in _OF_RESUME:
             raise InvalidInput(f"{name[:80]!r} cannot be the name of a parameter.")
     if sum(map(len, changed)) > _LARGEST_IN_ALL:

@@ -59,6 +59,16 @@ def test_bodies_that_are_no_orders_are_refused(daemon: Daemon) -> None:
     assert 413 == daemon.ask("POST", "/v1/runs", b" " * (3 << 20))[0]
 
 
+def test_a_body_is_refused_where_a_route_takes_none(daemon: Daemon) -> None:
+    for method, path in (
+        ("POST", "/v1/doctor"), ("POST", "/v1/storage"), ("POST", "/v1/schedules/x/runs"),
+        ("DELETE", "/v1/tokens/x"), ("GET", "/v1/runs"),
+    ):  # fmt: skip
+        status, reported = daemon.ask(method, path, b"{}")
+        assert (400, "This route takes no body: send none.") == (status, reported["error"]), path
+    assert 404 == daemon.ask("DELETE", "/v1/tokens/x", b"")[0]
+
+
 @pytest.mark.parametrize(
     "path",
     [

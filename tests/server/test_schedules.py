@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -167,6 +168,15 @@ def test_schedules_are_kept_paused_triggered_and_forgotten(scheduled: Daemon) ->
         reported["cron"], reported["overlap"], reported["parameters"], reported["tags"]
     )  # fmt: skip
     assert 2 == scheduled.call("schedule", "edit", "nightly").code
+    # As of a server that knows more time zones than this one.
+    database = closing(sqlite3.connect(scheduled.path / ".aflow" / "metadata.db"))
+    with database as opened, opened:
+        (data,) = opened.execute("SELECT data FROM documents WHERE kind = 'schedule'").fetchone()
+        elsewhere = json.dumps({**json.loads(data), "timezone": "Moon/Tycho"}).encode()
+        opened.execute("INSERT INTO documents VALUES ('schedule', 'lunar', 1, ?)", [elsewhere])
+    lunar, nightly = scheduled.ask("GET", "/v1/schedules")[1]["schedules"]
+    assert (None, True) == (lunar["next"], "no time zone 'Moon/Tycho'" in lunar["reason"])
+    assert nightly["next"] is not None
     run = call("trigger", "nightly").strip()
     assert "succeeded" == scheduled.ask("GET", f"/v1/runs/{run}?wait=60")[1]["state"]
     assert "its runs stay" in call("delete", "nightly")

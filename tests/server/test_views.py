@@ -335,6 +335,9 @@ def test_the_pages_are_served_to_anybody_under_a_strict_policy(served: Served) -
     assert "immutable" in served.fetch(f"/ui/{script}", Cookie="")[1]["Cache-Control"]
     old = re.sub(r"v[0-9a-f]{12}", "v000000000000", script)
     assert "no-cache" == served.fetch(f"/ui/{old}", Cookie="")[1]["Cache-Control"]
+    for path in ("/", "/ui"):
+        status, headers, _ = served.fetch(path, Cookie="")
+        assert (302, "/ui/") == (status, headers["Location"])
     for path in ("/ui/", "/ui/runs/Flow_/1", "/ui/static/icon.svg"):
         status, headers, body = served.fetch(path, Cookie="")
         assert 200 == status
@@ -366,6 +369,7 @@ def test_a_browser_logs_in_by_a_token_or_by_a_link_that_works_once(served: Serve
     assert 200 == served.fetch("/v1/search", Cookie=cookie)[0]
     assert 410 == served.fetch(link, Cookie="")[0], "it was used"
     assert 401 == served.fetch("/ui/links", "POST", b"{}", **JSON, Cookie="")[0]
+    assert 410 == served.fetch("/ui/login?code=%C3%A9", Cookie="")[0]
     code = json.loads(served.fetch("/ui/links", "POST", b"{}", **JSON)[2])["code"]
     away = served.fetch(f"/ui/login?code={code}&to=//evil.example", Cookie="")
     assert "/ui/" == away[1]["Location"]
@@ -416,6 +420,7 @@ def test_answers_say_what_the_token_of_the_request_allows(served: Served) -> Non
         ("POST", "/v1/queue/release", {"ids": ["one"], "id": "two"}),
         ("PATCH", "/v1/runs/Flow_/{run}/tags", {"added": ["a"]}),
         ("POST", "/v1/runs/Flow_/{run}/resume", {"from": "join"}),
+        ("POST", "/v1/runs/Flow_/{run}/rerun", {"package": "0" * 64}),
     ],
 )
 def test_a_field_that_no_body_has_is_refused_instead_of_left_out(

@@ -273,7 +273,7 @@ class ActionRoutes:
         return await started(self._runs.begin(await self._rerun_order(request)))
 
     async def _rerun_order(self, request: web.Request) -> RunRequest:
-        fields = fields_of(await json_of(request))
+        fields = await fields_in(request, schemas.RERUN_REQUEST, "of a run that is run again")
         changed = fields.get("parameters", {})
         if not isinstance(changed, dict):
             raise InvalidInput("'parameters' has to be an object: values by name.")

@@ -113,14 +113,18 @@ class ScheduleRoutes:
 
     def _as_json(self, schedule: Schedule) -> dict[str, Any]:
         order = schedule.order
+        shown = {name: getattr(schedule, name) for name in _FIELDS}
+        try:
+            shown["next"] = schedules.upcoming(schedule, self._clock.now())
+        except InvalidInput as error:  # such as a time zone that this machine does not know
+            shown |= {"next": None, "reason": str(error)}
         return {
-            **{name: getattr(schedule, name) for name in _FIELDS},
+            **shown,
             "flow": order.get("flow"),
             "timezone": schedule.timezone or "UTC",
             "parameters": order.get("parameters", {}),
             "tags": order.get("tags", []),
             "script": order.get("script"),
-            "next": schedules.upcoming(schedule, self._clock.now()),
         }
 
 

@@ -49,13 +49,11 @@ class Route(NamedTuple):
     @property
     def refusals(self) -> list[int]:
         """The statuses of errors, except those that every route may have."""
-        found = {*self.refuses}
-        if self.query:
-            found.add(400)
-        if "{" in self.path:
-            found |= {400} if self.method == "PUT" else {400, 404}
+        found = {400, *self.refuses}
+        if "{" in self.path and self.method != "PUT":
+            found.add(404)
         if self.takes is not None:
-            found |= {400, 408, 413, 415}
+            found |= {408, 413, 415}
         return sorted(found)
 
 
@@ -156,7 +154,7 @@ ROUTES = [
     ),
     Route(
         "GET", "/v1/schedules", "list_schedules", "schedules",
-        fields(schedules=objects("The schedules, by name.", **schemas.SCHEDULE)), refuses=(400,),
+        fields(schedules=objects("The schedules, by name.", **schemas.SCHEDULE)),
     ),
     Route(
         "GET", "/v1/ticks", "preview_schedule", "schedules",
@@ -321,7 +319,6 @@ ROUTES = [
             silent_after=real("Seconds without a heartbeat until a worker is silent."),
             expires_after=real("Seconds without a heartbeat until a worker is no longer listed."),
         ),
-        refuses=(400,),
     ),
     Route("GET", "/v1/jobs", "list_jobs", "jobs", schemas.JOB_QUEUES),
     _reading(
@@ -369,7 +366,7 @@ ROUTES = [
         "DELETE", _ONE + "/records", "delete_run", "runs",
         fields(run=text("The pathspec of the run.")), refuses=(409,),
     ),
-    Route("GET", "/v1/tokens", "list_tokens", "tokens", schemas.TOKENS, refuses=(400,)),
+    Route("GET", "/v1/tokens", "list_tokens", "tokens", schemas.TOKENS),
     Route(
         "POST", "/v1/tokens", "add_token", "tokens",
         fields(token=text("The secret of the token. It is not shown again.")), status=201,

@@ -28,6 +28,7 @@ from aflow.metadata.base import FIRST_KEY
 from aflow.runs.log_tail import LogTail
 from aflow.scheduler.states import TERMINAL_RUN_STATES, TaskState
 from aflow.server import filters, jobs
+from aflow.server.auth import send_stream
 from aflow.server.request_bodies import number_of
 from aflow.server.streams import LOOK, Streams, event
 from aflow.server.views import plain_line
@@ -530,13 +531,18 @@ async def _download(
     request: web.Request, parts: Iterator[bytes], name: str, kind: str
 ) -> web.StreamResponse:
     """Respond with a file to download. Its parts are read in threads while it is sent."""
+    first = await asyncio.to_thread(next, parts, None)  # an error still has its own status
     response = web.StreamResponse(headers=_attachment(name))
     response.content_type = kind
     await response.prepare(request)
-    while (part := await asyncio.to_thread(next, parts, None)) is not None:
-        await response.write(part)
-    await response.write_eof()
-    return response
+
+    async def send() -> None:
+        part = first
+        while part is not None:
+            await response.write(part)
+            part = await asyncio.to_thread(next, parts, None)
+
+    return await send_stream(request, response, send())
 
 
 def _attachment(name: str) -> dict[str, str]:

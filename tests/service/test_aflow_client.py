@@ -232,6 +232,7 @@ def test_what_is_no_call_is_refused(tmp_path: Path) -> None:
         ("flows", wire.pack(7)),
         ("run", wire.pack([[{"a": 1}, []], {}])),
         ("create_run", wire.pack([[strange, b""], {}])),
+        ("create_run", wire.pack([[], {"run": strange, "parameters": b""}])),
         ("create_run", wire.pack([[a_run(user=7), b""], {}])),
     ]
     with running(tmp_path / "metadata.db", keys=()) as service:

@@ -71,6 +71,14 @@ async def test_flows_and_runs_stand_beside_those_that_are_registered(
     assert ["77", "78"] == await filtered("user=ann")
     assert ["77"] == await filtered("ts_epoch:lt=150000")
     assert [] == await filtered("user:co=bob&_limit=5")
+    # Tasks are filtered here alone, since the run is not registered.
+    for query in (
+        "ts_epoch:co=1",
+        "last_heartbeat_ts:sw=1",
+        "user:like=a",
+        f"ts_epoch={'9' * 5000}",
+    ):
+        await service.get(f"/flows/Flow/runs/77/steps/work/tasks?{query}", 400)
 
 
 async def test_a_run_is_reported_with_its_steps_and_tasks(service: Service) -> None:

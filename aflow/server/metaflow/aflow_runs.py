@@ -27,6 +27,7 @@ from aflow.server.metaflow.messages import (
     Listing,
     PageRequest,
     RunScope,
+    compared_with,
     page_of,
 )
 
@@ -331,13 +332,12 @@ def passes(query: Mapping[str, str], fields: dict[str, Any], status: str = "") -
 
 def _compared(fields: dict[str, Any], name: str, how: str, value: str) -> bool:
     name = _NAMES.get(name, name)
-    if name not in fields or how not in _COMPARED:
+    if name not in fields:
         raise RegistrationRefused.of(400, f"there is nothing to filter by {name[:80]!r}")
-    if name in ("ts_epoch", "last_heartbeat_ts"):
-        if not value.isascii() or not value.isdigit():
-            raise RegistrationRefused.of(400, f"{name} has to be a whole number")
-        return fields[name] is not None and _COMPARED[how](fields[name], int(value))
-    return _COMPARED[how](str(fields[name] or ""), value)
+    wanted, found = compared_with(name, how, value), fields[name]
+    if isinstance(wanted, int):
+        return found is not None and _COMPARED[how](found, wanted)
+    return _COMPARED[how](str(found or ""), wanted)
 
 
 _log = logging.getLogger("aflow.server.metaflow")

@@ -81,7 +81,7 @@ def answered(store: MetadataStore, name: str, body: bytes) -> Generator[bytes, N
         values, named = wire.unpack(
             body, wire.MOST_CONTAINERS if name in wire.WRITES else wire.MOST_OF_QUESTION
         )
-        for value in values:
+        for value in (*values, *named.values()):
             _check(value)
         result = getattr(store, name)(*values, **named)
         if name in wire.CALLS:

@@ -299,21 +299,34 @@ def filters(
     return condition
 
 
-def _add_field(condition: Condition, column: str, name: str, operator: str, value: str) -> None:
-    if column.endswith("_ts") or name == "ts_epoch":
+def compared_with(name: str, operator: str, value: str) -> int | str:
+    """Return the value with which a filter compares a field: times are numbers.
+
+    Args:
+        name: The name of the field.
+        operator: The operator, such as `eq`.
+        value: The value in the URL.
+
+    Raises:
+        RegistrationRefused: If the value or the operator is not one of the field (400).
+    """
+    if name in ("ts_epoch", "last_heartbeat_ts"):
         if not value.isascii() or not value.isdigit() or len(value) > 18:
             raise RegistrationRefused.of(400, f"{name} has to be a whole number")
         if operator in _OPERATORS:
-            condition.add(f"{column} {_OPERATORS[operator]} ?", int(value))
-            return
-    elif operator in _OPERATORS:
-        condition.add(f"{column} {_OPERATORS[operator]} ?", value)
-        return
-    elif operator in _LIKE:
+            return int(value)
+    elif operator in _OPERATORS or operator in _LIKE:
+        return value
+    raise RegistrationRefused.of(400, f"{name} knows no operator {operator[:20]!r}")
+
+
+def _add_field(condition: Condition, column: str, name: str, operator: str, value: str) -> None:
+    wanted = compared_with(name, operator, value)
+    if operator in _OPERATORS:
+        condition.add(f"{column} {_OPERATORS[operator]} ?", wanted)
+    else:
         plain = value.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
         condition.add(f"{column} LIKE ? ESCAPE '\\'", _LIKE[operator].format(plain))
-        return
-    raise RegistrationRefused.of(400, f"{name} knows no operator {operator[:20]!r}")
 
 
 def _add_tags(condition: Condition, operator: str, value: str, has_tag: str) -> None:

@@ -152,8 +152,8 @@ class ErrorCard(Card):
     def render(self, task: Any) -> str:
         """Return the page with the error."""
         error = self.options.get("error", "")
-        kind = self.options.get("kind", "")
-        body = f'<div class="error"><b>The card of type {kind} could not be made.</b></div>'
+        kind = str(self.options.get("kind", ""))
+        body = f'<div class="error"><b>The card of type {escape(kind)} could not be made.</b></div>'
         return page(
             f"Error - {task.pathspec}",
             head("Error", task.pathspec, {}) + body + Error(error, "What it said").render(),

@@ -101,11 +101,13 @@ class Cards:
         self.all: list[CardHook] = []
 
     def __getitem__(self, id: str) -> CardParts:
-        for each in self.all:
-            if each.card.id == str(id):
-                return each.parts
-        _warn(f"The step has no card with the id {id!r}: what is added to it is not shown.")
-        return CardParts(self.all[0])
+        found = [each.parts for each in self.all if each.card.id == str(id)]
+        if not found:
+            _warn(f"The step has no card with the id {id!r}: what is added to it is not shown.")
+            return CardParts(self.all[0])
+        if len(found) > 1:
+            _warn(f"The step has {len(found)} cards with the id {id!r}: the first one is meant.")
+        return found[0]
 
     def get(self, type: str | None = None) -> list[CardParts]:
         """Return the components of all cards of a type.

@@ -13,7 +13,7 @@ from aflow import client
 from aflow._core.system import holds_connection
 from aflow.cards.get import FoundCard, get_cards
 from aflow.cards.page import page
-from aflow.errors import MissingExtra
+from aflow.errors import InvalidInput, MissingExtra, NotFound
 
 try:
     from aiohttp import web
@@ -75,13 +75,17 @@ def application(shown: Shown, interval: int = 5) -> web.Application:
         return answer
 
     async def one(request: web.Request) -> web.Response:
-        found = await asyncio.to_thread(_find, shown, request.match_info["path"])
+        try:
+            found = await asyncio.to_thread(_find, shown, request.match_info["path"])
+        except (NotFound, InvalidInput):  # it was deleted, or the link is mistyped
+            found = None
         if found is None:
             raise web.HTTPNotFound(text="There is no such card.")
         return html(found.html)
 
     def html(text: str) -> web.Response:
-        return web.Response(text=text, content_type="text/html", headers=_HEADERS)
+        body = text.encode("utf-8", "surrogatepass")  # as it is stored
+        return web.Response(body=body, content_type="text/html", charset="utf-8", headers=_HEADERS)
 
     @web.middleware
     async def only_from_here(request: web.Request, handler: Handler) -> web.StreamResponse:

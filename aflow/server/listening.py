@@ -124,7 +124,8 @@ async def listening(
     app.on_response_prepare.append(_guarded)
     runner = web.AppRunner(
         app,
-        shutdown_timeout=_GOODBYE,
+        # Twice: aiohttp waits for the response, then for the end of the handler.
+        shutdown_timeout=_GOODBYE / 2,
         keepalive_timeout=bounds.idle,
         lingering_time=_LINGER,
         auto_decompress=False,

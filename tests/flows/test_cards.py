@@ -39,8 +39,8 @@ class Flow_(FlowSpec):
     alpha = Parameter("alpha", default=0.25)
 
     @card(type="unknown", save_errors=False)
-    @card(type="failing")
-    @card(type="slow", timeout=0.2)
+    @card(type="failing", id="twin")
+    @card(type="slow", id="twin", timeout=0.2)
     @card(type="mine", options={"a": 3})
     @card(type="blank", id="second", options={"title": "Blank one"})
     @card
@@ -56,6 +56,7 @@ class Flow_(FlowSpec):
         assert list(current.card.components) == ["part"]
         assert len(current.card) == 4
         current.card["nowhere"].append("lost")
+        current.card["twin"].append("of which one?")
         self.next(self.end)
 
     @card(type="default", options={"only_components": True})
@@ -72,7 +73,10 @@ def ran(workspace: Workspace) -> Workspace:
     workspace.write(FLOW)
     first = workspace.run()
     assert 0 == first.code, first.err
-    for reported in ("'unknown'", "oops", "longer than 0.2 s", "no card with the id 'nowhere'"):
+    for reported in (
+        "'unknown'", "oops", "longer than 0.2 s", "no card with the id 'nowhere'",
+        "2 cards with the id 'twin'",
+    ):  # fmt: skip
         assert reported in first.err + first.out
     return workspace
 
@@ -260,7 +264,8 @@ async def test_the_server_shows_cards(ran: Workspace) -> None:
         for shown, count in other:
             async with TestClient(TestServer(application(shown))) as another:
                 assert count == (await (await another.get("/")).text()).count("<li>")
-        assert 404 == (await browser.get(f"/card/{card.pathspec}/nothing")).status
+        for path in (f"{card.pathspec}/nothing", "nothing/7", f"Flow_/7/start/1/{card.hash}"):
+            assert 404 == (await browser.get(f"/card/{path}")).status
         # Other sites read nothing, under names of their own either; a link may be followed.
         for status, headers in (
             (421, {"Host": "evil.example"}),

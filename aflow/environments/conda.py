@@ -8,7 +8,7 @@ the packages of @pypi are solved for that Python and installed into the same env
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from aflow.environments.uv import (
 )
 from aflow.errors import EnvironmentFailed, MissingExtra
 
-_FORM = 1
+_FORM = 2
 _DEFAULT = "conda-forge"
 _SUBDIRS = {
     "x86_64-linux": "linux-64",
@@ -77,23 +77,30 @@ def lock(
     rattler = _rattler()
     refuse_older(spec.python or "")
     specs = [*spec.conda, _python_spec(spec.python or own_interpreter().minor)]
-    name = digest_of_values(_FORM, specs, spec.requirements, platform)
+    name = digest_of_values(_FORM, specs, platform)
 
     def solve() -> Lock:
         shown = ", ".join(map(without_credentials, channels()))
         report(f"Solving packages of conda: {', '.join(specs)} ({shown})")
         packages = _solved(rattler, specs, platform)
-        version = next((each.version for each in packages if each.name == "python"), "")
+        version = _python_of(packages)
         if not version:
             raise EnvironmentFailed("none of the channels has python")
         refuse_older(version)
-        if spec.requirements:
-            beside = Spec(requirements=spec.requirements, python=spec.python)
-            solver = Solver(cache, folder, Uv(report), report, rebuild=rebuild)
-            packages += solver.lock(beside, Target(version, platform)).packages
         return lock_of(".".join(version.split(".")[:2]), platform, packages)
 
-    return kept_lock(cache, f"conda-{name}", _identity(), solve, report, rebuild=rebuild)
+    found = kept_lock(cache, f"conda-{name}", _identity(), solve, report, rebuild=rebuild)
+    if not spec.requirements:
+        return found
+    # Cached separately: they have another index, and may be files and folders that change.
+    beside = Spec(requirements=spec.requirements, python=spec.python)
+    target = Target(_python_of(found), platform)
+    solver = Solver(cache, folder, Uv(report), report, rebuild=rebuild)
+    return lock_of(found.python, platform, [*found, *solver.lock(beside, target)])
+
+
+def _python_of(packages: Iterable[LockedPackage]) -> str:
+    return next((each.version for each in packages if each.name == "python"), "")
 
 
 def install(

@@ -704,13 +704,22 @@ def test_packages_of_conda_come_from_its_channels(workspace: Workspace, tmp_path
     packages.make_channel(channel, subdir_of(this_platform()))
     write_one(
         workspace,
-        "conda(packages={'ctiny': '1.0'})\n    @pypi(packages={'tiny': '2.0'})",
-        "import ctiny, tiny; print(ctiny.__version__, tiny.__version__, sys.prefix)",
+        "conda(packages={'ctiny': '1.0'})\n"
+        "    @pypi(packages={'tiny': '2.0', './own-1.0-py3-none-any.whl': ''})",
+        "import ctiny, own, tiny\n"
+        "        print(ctiny.__version__, tiny.__version__, sys.prefix, own.Own.text)",
     )
     env = {"CONDA_CHANNELS": channel.as_uri()}
 
+    def make_own(text: str) -> None:
+        body = f"class Own:\n    text = {text!r}\n"
+        packages.make_wheel(workspace.path, "own", "1.0", body=body)
+
+    make_own("first")
     ran = workspace.run(**env)
     again = workspace.run(**env)
+    make_own("second, of another size")
+    changed = workspace.run(**env)
     write_one(workspace, "conda(packages={'ctiny': '7'})")
     wrong = workspace.run(**env)
 
@@ -719,6 +728,7 @@ def test_packages_of_conda_come_from_its_channels(workspace: Workspace, tmp_path
     assert line.split()[2].startswith(os.environ["AFLOW_ENVIRONMENTS_FOLDER"])
     assert 0 == again.code, again.err
     assert "Building" not in again.err
+    assert any(each.endswith("second, of another size") for each in changed.lines), changed.err
     assert 1 == wrong.code
     assert "The packages of step start cannot be solved:" in wrong.err
     assert "ctiny" in wrong.err

@@ -92,7 +92,10 @@ def of_file() -> tuple[str, ...] | None:
 
     path = ENV.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials"
     parser = configparser.RawConfigParser()
-    parser.read(os.path.expanduser(path))
+    try:
+        parser.read(os.path.expanduser(path))
+    except configparser.Error:  # its message contains lines of the file
+        raise ValueError(path + " is malformed") from None
     profile = ENV.get("AWS_PROFILE") or "default"
     if not parser.has_option(profile, "aws_access_key_id"):
         return None

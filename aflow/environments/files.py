@@ -16,7 +16,6 @@ import os
 import re
 import shutil
 import tempfile
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -66,7 +65,8 @@ class Files:
         Raises:
             EnvironmentFailed: If the file cannot be copied, or was modified during the copy.
         """
-        digest = digest_of_file(path)
+        with failing_as(f"{path} cannot be read"):
+            digest = digest_of_file(path)
         place = self.folder / digest / name
         if not place.is_file():
             with temporary_file(place.parent) as new:
@@ -157,8 +157,12 @@ def download(url: str, path: Path) -> None:
             open(path, "wb") as file,
         ):
             shutil.copyfileobj(answer, file, _CHUNK)
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError) as error:
-        why = getattr(error, "reason", None) or error
+            # `read` with a size does not report a connection that was closed too early.
+            expected = answer.headers.get("Content-Length")
+            if expected is not None and file.tell() != int(expected):
+                raise http.client.IncompleteRead(b"", int(expected) - file.tell())
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        why = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         raise EnvironmentFailed(f"{without_credentials(url)} cannot be fetched: {why}") from error
 
 

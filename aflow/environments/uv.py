@@ -25,7 +25,8 @@ from aflow.errors import EnvironmentFailed, MissingExtra, UnsafeFolder
 
 Report = Callable[[str], None]
 
-_CREDENTIALS = re.compile(r"([a-z][a-z0-9+.-]*://)[^/\s@]+@", re.IGNORECASE)
+# Up to the last @ of the host: passwords may contain others.
+_CREDENTIALS = re.compile(r"([a-z][a-z0-9+.-]*://)[^/?#\s]+@", re.IGNORECASE)
 _INDEX_VARIABLES = (
     "UV_INDEX", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS",
     "UV_CONFIG_FILE",

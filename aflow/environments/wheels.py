@@ -375,9 +375,12 @@ def _in_folder(
             wheel = _write(made, files())
             index = {**wheel._asdict(), "path": wheel.path.name}
             (made / _INDEX).write_text(json.dumps(index), "utf-8")
+            # A concurrent process may have created the same folder, whose wheel it uses.
+            if (known := _known(place)) is not None:
+                return known
             if place.exists():  # incomplete, or in another format
                 shutil.rmtree(place, ignore_errors=True)
-            with suppress(OSError):  # a concurrent process has created the same folder
+            with suppress(OSError):
                 made.rename(place)
         finally:
             shutil.rmtree(made, ignore_errors=True)

@@ -128,6 +128,23 @@ def test_the_same_installation_gives_the_same_bytes_and_wheels_that_nobody_uses_
     assert len(shipment.wheels) == len([*tmp_path.iterdir()])
 
 
+def test_a_wheel_that_another_process_has_packed_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    packed: list[tuple[wheels.PackedWheel, int]] = []
+
+    def quickly() -> dict[str, Path | bytes]:
+        return {"own-1.0.dist-info/WHEEL": b"Tag: py3-none-any"}
+
+    def slowly() -> dict[str, Path | bytes]:
+        first = wheels._in_folder(tmp_path, "own 1.0", b"identity", quickly)
+        packed.append((first, first.path.stat().st_ino))  # which that process uploads now
+        return quickly()
+
+    second = wheels._in_folder(tmp_path, "own 1.0", b"identity", slowly)
+
+    assert packed == [(second, second.path.stat().st_ino)]
+    assert 1 == len([*tmp_path.iterdir()])
+
+
 def test_gc_leaves_a_shipment_alone_for_a_month_after_its_last_use(
     store: ObjectStore, shipment: Shipment, tmp_path: Path
 ) -> None:
@@ -323,6 +340,12 @@ def test_a_job_without_credentials_says_so(shipment: Shipment, tmp_path: Path) -
     ran = begin(variables, tmp_path, AWS_EC2_METADATA_DISABLED="true")
 
     assert "aflow: The job has no credentials for its datastore" in said(ran, 202)
+
+    keys = tmp_path / "keys"
+    keys.write_text("aws_secret_access_key = hunter2\n")  # without its section
+    ran = begin(variables, tmp_path, AWS_SHARED_CREDENTIALS_FILE=str(keys))
+    assert f"({keys} is malformed)" in said(ran, 202)
+    assert "hunter2" not in ran.stderr
 
 
 def test_a_job_with_the_wrong_credentials_says_what_was_refused(

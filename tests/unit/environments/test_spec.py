@@ -196,6 +196,8 @@ def test_what_uv_says_becomes_one_line_without_credentials() -> None:
     assert "couldn't find remote ref" == no_branch.of_git
     assert not no_branch.is_network, "the repository has answered"
     assert "https://host/x" == without_credentials("https://token@host/x")
+    assert "https://host/x" == without_credentials("https://ada:s@cr@t@host/x")
+    assert "https://host/?e=a@b" == without_credentials("https://host/?e=a@b")
 
 
 def test_the_password_of_an_index_is_on_no_command_line(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from _thread import allocate_lock  # threading is not needed by the start of a command
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -260,12 +261,55 @@ def writable_or_temporary(path: Path) -> Path:
         UnsafeFolder: If another user can have written to the temporary folder.
         OSError: If the temporary folder cannot be created.
     """
-    there = next((each for each in (path, *path.parents) if each.is_dir()), path)
+    # Not Path.is_dir, which raises PermissionError below a folder that is closed to this user.
+    there = next((each for each in (path, *path.parents) if os.path.isdir(each)), path)
     if path.is_absolute() and os.access(there, os.W_OK | os.X_OK):
         return path
     import tempfile  # slow to import, and rarely needed
 
     return own_folder(Path(tempfile.gettempdir()) / f"aflow-{os.geteuid()}") / path.name
+
+
+class HeldDescriptors:
+    """Descriptors with the locks of folders that this process uses, and the numbers of uses."""
+
+    def __init__(self) -> None:
+        self._held: dict[Path, tuple[int, int]] = {}
+        self._lock = allocate_lock()
+
+    def add(self, folder: Path, descriptor: int) -> None:
+        """Count one more use of a folder. Of several descriptors the first is kept open.
+
+        Args:
+            folder: The folder.
+            descriptor: A descriptor that holds a lock of it.
+        """
+        with self._lock:
+            before, count = self._held.get(folder, (descriptor, 0))
+            if before != descriptor:
+                os.close(descriptor)
+            self._held[folder] = (before, count + 1)
+
+    def release(self, folder: Path) -> None:
+        """End one use; the last one closes the descriptor. No effect if the folder is not held.
+
+        Args:
+            folder: The folder.
+        """
+        with self._lock:
+            descriptor, count = self._held.pop(folder, (-1, 0))
+            if count > 1:
+                self._held[folder] = (descriptor, count - 1)
+            elif count == 1:
+                os.close(descriptor)
+
+    def descriptor_of(self, folder: Path) -> int:
+        """Return the descriptor of a folder that is held.
+
+        Args:
+            folder: The folder.
+        """
+        return self._held[folder][0]
 
 
 _IGNORED = """\

@@ -29,7 +29,11 @@ from stat import S_ISDIR
 from typing import NamedTuple
 
 from aflow._core.clock import SystemClock
-from aflow._core.private_folders import refuse_foreign, writable_or_temporary
+from aflow._core.private_folders import (
+    HeldDescriptors,
+    refuse_foreign,
+    writable_or_temporary,
+)
 from aflow._core.settings import Settings, environment_with
 from aflow._core.wording import plural
 from aflow.environments import conda, wheels
@@ -51,6 +55,7 @@ RUNTIME_VARIABLE = "AFLOW_RUNTIME_FOLDER"
 KEPT_UNUSED = 30 * 86400.0  # seconds for which an unused environment is kept
 _OWN = Path(__file__).resolve().parents[1]  # the package aflow
 _MARKER = "aflow-environment.json"
+_NEW = ".new-"  # begins the names of incomplete folders
 _FULL = "no space left"
 _FORM = 1  # version of the layout of a built environment
 # Appends the runtime to sys.path if a run has set the variable, and only in the Python version
@@ -229,12 +234,12 @@ class Environments:
             os.close(descriptor)
 
     def _build(self, lock: Lock, prefix: Path, title: str) -> None:
-        for each in self._built.glob(f".new-{prefix.name}-*"):  # left by killed processes
+        for each in self._built.glob(f"{_NEW}{prefix.name}-*"):  # left by killed processes
             shutil.rmtree(each, ignore_errors=True)
         packages = plural(len(lock.packages), "package")
         self._report(f"Building the environment{title}: Python {lock.python}, {packages}")
         began = SystemClock.now()
-        beginning = f".new-{prefix.name}-"
+        beginning = f"{_NEW}{prefix.name}-"
         what = f"The environment{title} cannot be built"
         with _new_folder(self._built, beginning) as new, failing_as(f"{what} in {self._built}"):
             try:
@@ -324,7 +329,8 @@ class Environments:
         return self._made(f"{key[:24]}-py{minor}", _linked(entries))
 
     def _runtime_of_another(self, minor: str) -> Path:
-        key = digest_of_values(_FORM, sys.executable, __file__)
+        entries = _standing_in()
+        key = digest_of_values(_FORM, sys.executable, sorted(entries.items()))
         name = f"{key[:24]}-standins-py{minor}"
         place = self._runtimes / name
         if SystemClock.now() - _time_of(place / _PYTHON) < _AGAIN and _is_runtime(place):
@@ -336,26 +342,15 @@ class Environments:
                 f"{error}; what aflow has for Python {own_interpreter().minor} stands in, and is "
                 "slower"
             )
-            shutil.rmtree(place, ignore_errors=True)
-            return self._standing_in(name)
-
-    def _standing_in(self, name: str) -> Path:
-        """Return a runtime of symlinks to the packages installed here, with stand-ins (pure Python)
-        for packages that are compiled for this version of Python only."""
-        entries = {"aflow": os.fspath(_OWN)}
-        for each in _STANDING_IN:
-            entries[f"{each}.py"] = os.fspath(_OWN / "environments" / "standins" / f"{each}.py")
-        entries |= {
-            entry: target
-            for entry, target in _installed_entries().items()
-            if entry.partition("-")[0] not in _STANDING_IN_FOR  # including their .dist-info
-        }
 
         def make(new: Path) -> None:
             _linked(entries)(new)
             (new / _PYTHON).write_text(sys.executable, "utf-8")
 
-        return self._made(name, make)
+        place = self._made(name, make)
+        with suppress(OSError):  # a shared folder may be read-only for this user
+            os.utime(place / _PYTHON)
+        return place
 
     def _installed_runtime(self, minor: str) -> Path:
         lock = self._supplies.runtime(minor) or self.runtime_lock(minor)
@@ -424,7 +419,7 @@ class Environments:
         if _is_runtime(place):
             return place
         _make_folder(below)
-        with _new_folder(below, ".new-") as new, failing_as(f"{place} cannot be made"):
+        with _new_folder(below, _NEW) as new, failing_as(f"{place} cannot be made"):
             make(new)
             if place.is_dir() and not _is_runtime(place):  # its symlinks are broken
                 shutil.rmtree(place, ignore_errors=True)
@@ -448,24 +443,19 @@ class Environments:
         """
         count = size = 0
         for prefix in _folders(self._built):
-            if prefix.name.startswith(".new-"):
-                if now - _time_of(prefix) > max(age, 3600.0):
+            is_new = prefix.name.startswith(_NEW)
+            last, limit = (prefix, max(age, 3600.0)) if is_new else (prefix / _MARKER, age)
+            if now - _time_of(last) <= limit:
+                continue
+            # The process that builds the environment, or those that use it, hold this lock.
+            file = f"{_of_new(prefix)}.lock" if is_new else _use_file(prefix)
+            with _if_free(file) as is_free:
+                if is_free:
                     size += _remove(prefix, dry_run=dry_run)
-                continue
-            if now - _time_of(prefix / _MARKER) <= age:
-                continue
-            descriptor = _opened(_use_file(prefix))
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                size += _remove(prefix, dry_run=dry_run)
-                count += 1
-            except BlockingIOError:  # in use
-                continue
-            finally:
-                os.close(descriptor)
-        # Runtimes are kept as long as there are environments, whose processes may need them.
-        is_used = any(not each.name.startswith(".new-") for each in _folders(self._built))
-        for folder in ("wheels", "locks") if is_used else ("runtimes", "wheels", "locks"):
+                    count += not is_new
+        # What environments refer to is kept as long as there are any.
+        is_used = any(not each.name.startswith(_NEW) for each in _folders(self._built))
+        for folder in ("wheels", "locks", "tools", *(() if is_used else ("runtimes", "pythons"))):
             for each in _folders(self._cache / folder):
                 if now - _time_of(each) > age:
                     size += _remove(each, dry_run=dry_run)
@@ -549,6 +539,19 @@ def _extras() -> tuple[str, ...]:
     return tuple(found)
 
 
+def _standing_in() -> Mapping[str, str]:
+    """Return the entries of a runtime of the packages installed here, with stand-ins (pure Python)
+    for packages that are compiled for this version of Python only: name -> path."""
+    entries = {"aflow": os.fspath(_OWN)}
+    for each in _STANDING_IN:
+        entries[f"{each}.py"] = os.fspath(_OWN / "environments" / "standins" / f"{each}.py")
+    return entries | {
+        entry: target
+        for entry, target in _installed_entries().items()
+        if entry.partition("-")[0] not in _STANDING_IN_FOR  # including their .dist-info
+    }
+
+
 @cache
 def _installed_entries() -> Mapping[str, str]:
     """Return the top-level files and folders of all dependencies of aflow: name -> path."""
@@ -593,16 +596,38 @@ def _use_file(prefix: Path) -> str:
     return f"{prefix}.used.lock"
 
 
+def _of_new(folder: Path) -> Path:
+    """Return the folder of the environment whose builder has created this incomplete one."""
+    return folder.with_name(folder.name.removeprefix(_NEW).partition("-")[0])
+
+
 def _opened(file: str) -> int:
     return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
 
-_held: dict[Path, int] = {}  # environments that this process locks until it exits: descriptors
+@contextmanager
+def _if_free(file: str) -> Iterator[bool]:
+    """Hold an exclusive lock for the block; yield False if it is not available."""
+    try:
+        descriptor = _opened(file)
+    except OSError:  # the folder belongs to another user
+        yield False
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_free = True
+    except OSError:
+        is_free = False
+    try:
+        yield is_free
+    finally:
+        os.close(descriptor)
+
+
+_held = HeldDescriptors()  # of the locks of environments that this process uses
 
 
 def _hold(prefix: Path) -> None:
-    if prefix in _held:
-        return
     with failing_as(f"{prefix} cannot be locked"):
         try:
             descriptor = _opened(_use_file(prefix))
@@ -615,8 +640,21 @@ def _hold(prefix: Path) -> None:
                 descriptor = os.open(_use_file(prefix), os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
                 return
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-    _held[prefix] = descriptor
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        except BaseException:
+            os.close(descriptor)
+            raise
+    _held.add(prefix, descriptor)
+
+
+def release(built: Built) -> None:
+    """End one use of an environment by this process: `gc` may delete it when no process uses it.
+
+    Args:
+        built: The result of `Environments.built`; its interpreters must have exited.
+    """
+    _held.release(built.prefix)
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -644,6 +682,10 @@ def _remove(path: Path, *, dry_run: bool) -> int:
     if dry_run:
         return size
     if is_folder:
+        if not path.name.startswith("."):
+            # Renamed first: if this process is killed meanwhile, the rest must not look complete.
+            with suppress(OSError):
+                path = path.rename(path.with_name(f"{_NEW}{path.name}-old"))
         shutil.rmtree(path, ignore_errors=True)
     else:
         with suppress(OSError):

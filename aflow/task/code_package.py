@@ -19,7 +19,6 @@ import re
 import shutil
 import sys
 import tarfile
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -28,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from aflow._core.clock import SystemClock
 from aflow._core.ids import blob_key
 from aflow._core.modules import file_of
-from aflow._core.private_folders import is_foreign, read_regular
+from aflow._core.private_folders import HeldDescriptors, is_foreign, read_regular
 from aflow._core.records import NamedTuple
 from aflow._core.settings import PACKAGE_SUFFIXES
 from aflow.errors import CodePackageError, InvalidName, StorageError
@@ -416,8 +415,7 @@ def inside(script: object) -> str:
 
 # ------------------------------------------------------------------ folders of code that are in use
 
-_in_use: dict[Path, tuple[int, int]] = {}  # the descriptor of each, and the number of its uses
-_in_use_lock = threading.Lock()
+_in_use = HeldDescriptors()
 
 
 def _held(folder: Path) -> bool:
@@ -438,11 +436,7 @@ def _held(folder: Path) -> bool:
     except FileNotFoundError:
         os.close(descriptor)
         return False
-    with _in_use_lock:
-        before, count = _in_use.get(folder, (descriptor, 0))
-        if before != descriptor:
-            os.close(descriptor)
-        _in_use[folder] = (before, count + 1)
+    _in_use.add(folder, descriptor)
     return True
 
 
@@ -454,12 +448,7 @@ def release(folder: Path) -> None:
     Args:
         folder: A folder that `unpacked` has returned.
     """
-    with _in_use_lock:
-        descriptor, count = _in_use.pop(folder, (-1, 0))
-        if count > 1:
-            _in_use[folder] = (descriptor, count - 1)
-        elif count == 1:
-            os.close(descriptor)
+    _in_use.release(folder)
 
 
 def descriptor_of(folder: Path) -> int:
@@ -468,7 +457,7 @@ def descriptor_of(folder: Path) -> int:
     Args:
         folder: A folder that `unpacked` has returned, and that was not released.
     """
-    return _in_use[folder][0]
+    return _in_use.descriptor_of(folder)
 
 
 def sweep(below: Path, unused_for: float, now: float, *, dry_run: bool = False) -> tuple[int, int]:

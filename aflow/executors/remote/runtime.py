@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from aflow._core.threads import in_daemon_thread, in_thread
-from aflow.environments import transport
+from aflow.environments import build, transport
 from aflow.errors import AflowError, StorageError
 from aflow.executors import protocol
 from aflow.executors.local.admission import ConcurrencyLimit, SlotQueue, bounded, too_much
@@ -155,6 +155,7 @@ class Runtime:
         self._rendezvous: Rendezvous
         self._packaged: dict[Shipped, ProcessExecutor] = {}  # by environment
         self._building: dict[Shipped, asyncio.Task[None]] = {}
+        self._built: list[Built] = []  # locked against their removal
         self._unbuilt: dict[Shipped, list[Held]] = {}  # attempts that wait for their environment
         # Members of gangs that wait for member 0, with the task that waits.
         self._meeting: dict[tuple[int, int], tuple[Held, asyncio.Task[None]]] = {}
@@ -239,8 +240,8 @@ class Runtime:
             return
         self._unbuilt.setdefault(shipped, []).append(held)
         if shipped not in self._building:
-            build = self._build(shipped)
-            self._building[shipped] = asyncio.create_task(build)  # noqa: TID251 -- see `_stop`
+            building = self._build(shipped)
+            self._building[shipped] = asyncio.create_task(building)  # noqa: TID251 -- see `_stop`
 
     async def _build(self, shipped: Shipped) -> None:
         """Build an environment and run the attempts that wait for it.
@@ -253,6 +254,7 @@ class Runtime:
             built = await in_daemon_thread(
                 transport.built, shipped, store, self._site.report, steps
             )
+            self._built.append(built)
             executor = self._processes(job, built)
             await executor.start(job.context, self)
         except Exception as error:  # noqa: BLE001 -- whatever the error, other workers may succeed
@@ -312,6 +314,8 @@ class Runtime:
             await asyncio.wait(ending)
         for executor in self._executors:
             await executor.stop()
+        while self._built:
+            build.release(self._built.pop())
         folder, self._folder = self._folder, None
         if folder is not None:
             code_package.release(folder)

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from aflow._core.private_folders import own_folder, read_regular, runtime_folder
+from aflow._core.private_folders import (
+    own_folder,
+    read_regular,
+    runtime_folder,
+    writable_or_temporary,
+)
 from aflow._core.settings import ConfigFile
 from aflow.errors import InvalidSetting, ObjectNotFound, UnsafeFolder
 from aflow.storage.local import LocalStore
@@ -122,3 +128,22 @@ def test_a_regular_file_is_read_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"text")
     (tmp_path / "link").symlink_to(tmp_path / "file")
     assert b"text" == read_regular(tmp_path / "link")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_below_a_home_that_is_closed_to_the_user_the_temporary_folder_is_used(
+    tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    monkeypatch.chdir(shared)  # the folders around it are closed, too
+    monkeypatch.setattr("tempfile.tempdir", ".")
+    child = os.fork()
+    if child == 0:
+        os.setuid(65534)
+        found = None
+        with suppress(OSError):
+            found = writable_or_temporary(home / "cache" / "environments")
+        os._exit(found != Path("aflow-65534") / "environments")
+
+    assert 0 == os.waitpid(child, 0)[1]

@@ -84,13 +84,11 @@ def scrub(
 ) -> None:
     """Redact the logs of each task."""
     every = not latest and attempt is None
+    tasks = (task for task in tasks_of(session, path, attempt) if include_not_done or task.finished)
     count = 0
-    for task in tasks_of(session, path, attempt):
-        if not (include_not_done or task.finished):
-            continue
-        for each in redact.redact_task(task, _STREAMS[stream], every_attempt=every):
-            count += 1
-            session.note(f"Logs have been scrubbed for {each}")
+    for each in redact.redact_tasks(tasks, _STREAMS[stream], every_attempt=every):
+        count += 1
+        session.note(f"Logs have been scrubbed for {each}")
     if count == 0:
         raise NotFound(
             f"There is nothing to redact of {path}: its tasks have printed nothing there, or are "

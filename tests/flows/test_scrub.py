@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from aflow import client
+from aflow.client.redact import redact_attempt
+from aflow.metadata.metaflow.copies import Copies
+from aflow.storage.base import Buffer
+from aflow.storage.local import LocalStore
 from tests.flows.conftest import Ran, Workspace
 
 FLOW = """
@@ -62,8 +68,49 @@ def files_with(folder: Path, text: bytes) -> list[str]:
     ]
 
 
+def task_of(workspace: Workspace, run: str, step: str) -> client.Task:
+    """Return the task of a step."""
+    client.metadata(f"local@{workspace.path}")
+    client.namespace(None)
+    return client.Run(f"Flow_/{run}")[step].task
+
+
+def copy_logs(workspace: Workspace, run: str) -> None:
+    """Copy the logs as a service does for Metaflow's client."""
+    for step in ("start", "loud"):
+        task = task_of(workspace, run, step)
+        source = task._source
+        copies = Copies(source.blobs.store, source.metadata)
+        copies.write_logs(source.record, task._view)
+
+
+class Interrupted(LocalStore):
+    """A store whose second chunk of a log cannot be written."""
+
+    def put(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> None:
+        if name.endswith("/00000001"):
+            raise KeyboardInterrupt
+        super().put(name, parts, durable=durable)
+
+
+def test_a_redaction_that_was_interrupted_is_repeated(workspace: Workspace, run: str) -> None:
+    task = task_of(workspace, run, "loud")
+    source, view = task._source, task._now
+    assert view.attempt is not None
+    store = Interrupted(workspace.path / ".aflow")
+    with pytest.raises(KeyboardInterrupt), source.place.writing() as metadata:
+        redact_attempt(metadata, store, source.record, view.task, view.attempt, ["stdout"])
+
+    scrub(workspace, "--stdout", f"{run}/loud")
+
+    assert "[REDACTED task stdout]\n" == shown(workspace, "--stdout", f"{run}/loud")
+    assert "a line of no interest\n" == shown(workspace, "--stderr", f"{run}/loud")
+
+
 def test_nothing_of_what_was_redacted_is_left_in_any_file(workspace: Workspace, run: str) -> None:
-    assert [] != files_with(workspace.path, b"SECRET")
+    copy_logs(workspace, run)
+    copies = [path for path in files_with(workspace.path, b"SECRET") if "/metaflow/" in path]
+    assert 3 == len(copies), "the files of the latest attempts that Metaflow's client reads"
 
     said = scrub(workspace, "--all", f"{run}/start").err + scrub(workspace, f"{run}/loud").err
 

@@ -267,6 +267,20 @@ class Copies:
         return read_log(read_chunks(self.store, *names, attempt.log_chunks))
 
 
+def delete_logs(store: ObjectStore, flow: str) -> None:
+    """Delete the copies of the output of all tasks of a flow, since some of it was redacted. Tasks
+    of several runs may have copies of the same output.
+
+    Args:
+        store: The datastore that contains the copies.
+        flow: The name of the flow.
+    """
+    ends = tuple(f".task_{stream}.log" for stream in STREAMS)
+    for name in store.list(f"{FOLDER}/{flow}/"):
+        if name.endswith(ends):
+            store.delete(name)
+
+
 def kept_for(
     store: ObjectStore, known: Container[tuple[str, str]], grace: float
 ) -> Iterator[tuple[str, float]]:

@@ -83,7 +83,7 @@ class ClientObject:
             return None
         if cls._depth < _DEPTH_OF_TASKS:
             raise InvalidInput(f"A {cls.__name__} has no attempts: leave out attempt={attempt!r}.")
-        if type(attempt) is not int or attempt < 0:
+        if type(attempt) is not int or not 0 <= attempt < 1 << 31:
             raise InvalidInput(f"attempt={attempt!r} counts no attempt: give 0 or more.")
         return attempt
 

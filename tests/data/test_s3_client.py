@@ -98,6 +98,9 @@ def test_a_range_past_the_end_is_refused(s3: S3) -> None:
 
     with pytest.raises(errors.S3InvalidRange, match="ends before the range"):
         s3.get(S3GetObject("x", 10, 5))
+    for offset, length in ((5, 0), (-3, None), (-3, 2)):
+        with pytest.raises(errors.S3InvalidRange, match="x has no range with offset="):
+            s3.get(S3GetObject("x", offset, length))
 
 
 def test_many_come_in_the_order_of_their_keys(s3: S3) -> None:
@@ -147,6 +150,7 @@ def test_lists_are_of_one_level_or_of_all(s3: S3, s3_bucket: S3Bucket) -> None:
     assert ["a", "ab", "f", "g"] == sorted(each.key for each in s3.list_paths())
     assert 7 == len(s3.list_recursive())
     assert [] == s3.list_paths(["nothing"])
+    assert [] == s3.list_paths([]) == s3.list_recursive([]) == s3.get_recursive([])
     assert {"0": "a/0", "b/1": "a/b/1", "c/2": "a/c/2", "d/e/3": "a/d/e/3"} == {
         each.key: each.text for each in s3.get_recursive(["a"])
     }

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from aflow._core.records import NamedTuple, dataclass, replace
 from aflow._core.settings import Settings
-from aflow.errors import InvalidSetting, S3InvalidUrl
+from aflow.errors import InvalidSetting, S3InvalidRange, S3InvalidUrl
 from aflow.flow.current import current
 from aflow.flow.spec import FlowSpec
 
@@ -252,10 +252,18 @@ def range_of(asked: str | S3GetObject | None) -> str | None:
 
     Args:
         asked: The key, or a key with a range of bytes.
+
+    Raises:
+        S3InvalidRange: If the range begins before the object, or is empty.
     """
     if not isinstance(asked, S3GetObject) or (asked.offset is None and asked.length is None):
         return None
     start, length = asked.offset or 0, asked.length
+    if start < 0 or length == 0:  # a server that cannot read a range sends the whole object
+        raise S3InvalidRange(
+            f"{asked.key} has no range with offset={asked.offset} and length={length}: the "
+            "offset is at least 0, the length at least 1, or negative for the last bytes."
+        )
     if length is None:
         return f"bytes={start}-"
     return f"bytes={length}" if length < 0 else f"bytes={start}-{start + length - 1}"

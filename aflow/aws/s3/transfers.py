@@ -339,7 +339,9 @@ class Transfers:
         return await self._listings(keys, "")
 
     async def _listings(self, keys: Iterable[str | None] | None, delimiter: str) -> list[S3Object]:
-        begins = [self._root.url_of(key).rstrip("/") + "/" for key in keys or [None]]
+        begins = [
+            self._root.url_of(key).rstrip("/") + "/" for key in ([None] if keys is None else keys)
+        ]
         found = await self._all(self._listing(begin, delimiter) for begin in begins)
         return [each for listing in found for each in listing]
 

@@ -192,7 +192,7 @@ def test_an_attempt_that_was_not_made_is_reported(records: Records) -> None:
         Task("Flow/1/start/1", attempt=3)
 
 
-@pytest.mark.parametrize("attempt", [-1, "1", 1.0, True])
+@pytest.mark.parametrize("attempt", [-1, "1", 1.0, True, 1 << 63])
 def test_what_counts_no_attempt_is_refused(attempt: Any) -> None:
     with pytest.raises(InvalidInput, match="attempt="):
         Task("Flow/1/start/1", attempt=attempt)

@@ -72,7 +72,7 @@ def task_of(workspace: Workspace, run: str, step: str) -> client.Task:
     """Return the task of a step."""
     client.metadata(f"local@{workspace.path}")
     client.namespace(None)
-    return client.Run(f"Flow_/{run}")[step].task
+    return client.Step(f"Flow_/{run}/{step}").task
 
 
 def copy_logs(workspace: Workspace, run: str) -> None:

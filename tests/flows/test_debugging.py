@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import codecs
+import fcntl
 import os
 import pty
+import signal
 import subprocess
 import sys
 import termios
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -166,9 +170,10 @@ class AtTerminal:
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
+        decoder = codecs.getincrementaldecoder("utf-8")()
         while True:
             try:
-                text = os.read(self.fd, 4096).decode()
+                text = decoder.decode(os.read(self.fd, 4096))
             except OSError:
                 return
             with self._come:
@@ -213,7 +218,8 @@ def test_at_a_terminal_keys_and_ctrl_c_are_for_the_step(workspace: Workspace) ->
                 self.secret = getpass.getpass("secret? ")
                 try:
                     print("waits")
-                    time.sleep(60)
+                    while True:  # a signal just before a long sleep would be seen after it
+                        time.sleep(0.05)
                 except KeyboardInterrupt:
                     print("interrupted")
                 breakpoint()
@@ -254,4 +260,62 @@ def test_at_a_terminal_keys_and_ctrl_c_are_for_the_step(workspace: Workspace) ->
     assert [True] * 3 == asked.data.tty
     assert "hidden" == asked.data.secret
     assert "name? " in asked.stdout
+    workspace.check()
+
+
+ASKS = """
+    class Flow_(FlowSpec):
+        @step
+        def start(self):
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            try:
+                self.who = input("name? ")
+            except EOFError:
+                self.who = "nobody"
+            self.next(self.end)
+
+        @step
+        def end(self):
+            pass
+"""
+
+
+def debugged(workspace: Workspace, side: int, **streams: Any) -> subprocess.Popen[bytes]:
+    """Start `run --debug start` in a session whose terminal is `side`, which is closed here."""
+    workspace.write(ASKS)
+    started = subprocess.Popen(
+        [sys.executable, "flow.py", "--no-pylint", "run", "--debug", "start"],
+        cwd=workspace.path,
+        stdin=side,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=lambda: (
+            signal.signal(signal.SIGHUP, signal.SIG_IGN) and fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        ),
+        **streams,
+    )
+    os.close(side)
+    return started
+
+
+def test_a_step_whose_terminal_is_closed_is_at_the_end_of_its_input(workspace: Workspace) -> None:
+    fd, side = pty.openpty()
+    process = debugged(workspace, side, stdout=side)
+    shown = b""
+    while b"name? " not in shown:
+        shown += os.read(fd, 4096)
+    os.close(fd)
+    assert 0 == process.wait(PATIENCE)
+    assert ["nobody"] == [task.data.who for task in data(workspace, "start")]
+    workspace.check()
+
+
+def test_a_step_asks_at_a_terminal_whose_output_is_redirected(workspace: Workspace) -> None:
+    fd, side = pty.openpty()
+    os.write(fd, b"ada\n")
+    process = debugged(workspace, side, stdout=subprocess.PIPE)
+    shown = process.communicate(timeout=PATIENCE)[0]
+    os.close(fd)
+    assert 0 == process.returncode, shown
+    assert ["ada"] == [task.data.who for task in data(workspace, "start")]
     workspace.check()

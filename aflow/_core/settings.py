@@ -748,8 +748,7 @@ class RunOptions(_OfRuns):
     stream of an attempt. `retry_wait` is the number of seconds between attempts; None uses that of
     @retry. The tasks of `debug_step` use the terminal of this process, one at a time. `namespace`
     is that of the client inside the run: None for the user's namespace, "" for the global one.
-    `decospecs` are already in the definition; they are only recorded. `run_id_file` is the file to
-    which the id of the run is written.
+    `decospecs` are already in the definition; they are only recorded.
 
     `origin_run` is the run to resume, whose parameters are used; `rerun_step` is a step to run
     again in any case; with `rerun_missing` tasks whose blobs are missing run again. With
@@ -775,7 +774,6 @@ class RunOptions(_OfRuns):
     fail_fast: bool = False
     debug_step: str | None = None
     decospecs: tuple[str, ...] = ()
-    run_id_file: Path | None = None
     script: str = ""
     origin_run: str | None = None
     rerun_step: str | None = None

@@ -11,7 +11,7 @@ from aflow._core.clock import SystemClock
 from aflow._core.settings import Settings
 from aflow.cli.selection import run_pathspec
 from aflow.cli.server_requests import DEFAULT_SERVER, ask, of_a_server
-from aflow.errors import InvalidInput
+from aflow.errors import InvalidInput, NotFound, ServerUnavailable
 from aflow.executors.factory import keep_from_workers
 from aflow.metadata.factory import open_metadata
 from aflow.runs.liveness import request_end, settled
@@ -43,7 +43,12 @@ def _cancel(run: str, server: str | None) -> None:
     spec = run_pathspec(run)
     ended = _cancelled_here(spec.flow, spec.run or "") if server is None else None
     if ended is None:
-        answer = ask(server or DEFAULT_SERVER, "DELETE", f"/v1/runs/{spec}")
+        try:
+            answer = ask(server or DEFAULT_SERVER, "DELETE", f"/v1/runs/{spec}")
+        except ServerUnavailable as error:
+            if server is not None:
+                raise
+            raise NotFound(f"There is no run {spec} in the local metadata. {error}") from error
         ended = answer.get("state") == "cancelled"
     if ended:
         click.echo(f"{spec} is cancelled: no coordinator drove it.")

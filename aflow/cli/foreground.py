@@ -32,7 +32,8 @@ def run(
     options: RunOptions,
     settings: Settings,
     watch: Callable[[Sequence[RunEvent]], None],
-    recover: str | None = None,
+    announce: Callable[[str], None] | None,
+    recover: str | None,
 ) -> tuple[RunEnded, int | None]:
     """Run a flow, or continue its run `recover`, and wait until the run has ended. Raises the error
     of the storage or of the metadata if the run could not continue.
@@ -42,6 +43,7 @@ def run(
         options: The options of the run.
         settings: The settings of this program: metadata, datastore and user.
         watch: Called with the events of the run, in order.
+        announce: Called in a thread with the id of the run, once it is recorded; None for nothing.
         recover: The id of the run to recover; None to start a new one.
 
     Returns:
@@ -63,7 +65,8 @@ def run(
         factory = None if _forks_each(definition, options) else fastest_loop()
         with outer_loop_paused(), asyncio.Runner(loop_factory=factory) as runner:
             given = zygote if has_local_steps else None
-            return runner.run(_run(definition, options, settings, watch, given, recover))
+            work = _run(definition, options, settings, watch, announce, given, recover)
+            return runner.run(work)
     finally:
         if zygote is not None:
             zygote.close()
@@ -91,6 +94,7 @@ async def _run(
     options: RunOptions,
     settings: Settings,
     watch: Callable[[Sequence[RunEvent]], None],
+    announce: Callable[[str], None] | None,
     zygote: EarlyZygote | None,
     recover: str | None,
 ) -> tuple[RunEnded, int | None]:
@@ -110,8 +114,8 @@ async def _run(
             handle = await coordinator.start(definition, **given)
         else:
             handle = await coordinator.recover(definition, recover, **given)
-        if options.run_id_file is not None:
-            await in_thread(options.run_id_file.write_text, handle.id)
+        if announce is not None:
+            await in_thread(announce, handle.id)
         stopped_by = _stop_on_signals(handle, leave_on_signal=settings.holder_kind != "run")
         try:
             return await handle.wait(), stopped_by[0] if stopped_by else None

@@ -174,9 +174,12 @@ def _program(argv: Sequence[str]) -> object:
     if wants_help:
         return flow_group(None, "aflow", [line.command, *line.rest])
     if line.command in COMMANDS:
-        named = line.rest[0] if line.rest and not line.rest[0].startswith("-") else None
+        words, rest = [line.command], line.rest
+        if rest and rest[0] in _SUBCOMMANDS.get(line.command, ()):
+            words, rest = [line.command, rest[0]], rest[1:]
+        named = rest[0] if rest and not rest[0].startswith("-") else None
         missing = "No flow is given" if named is None else f"There is no flow file {named!r}"
-        raise _usage_error(f"{missing}. Write: aflow {line.command} flow.py")
+        raise _usage_error(f"{missing}. Write: aflow {' '.join(words)} flow.py")
     raise _usage_error(f"There is no command {line.command!r}. See: aflow help")
 
 

@@ -14,7 +14,8 @@ from aflow.cli import loading
 from aflow.cli.main import flow_group
 from aflow.cli.options import option
 from aflow.cli.selection import recorded_run, run_pathspec
-from aflow.errors import CodePackageError
+from aflow.errors import CodePackageError, InvalidInput
+from aflow.metadata.base import SPIN
 from aflow.metadata.factory import open_metadata
 from aflow.storage.blobs import BlobStore
 from aflow.storage.factory import open_recorded_store
@@ -55,6 +56,8 @@ def _recover(run: str, metadata: str | None, datastore_root: str | None) -> obje
     url = settings.metadata_url
     with closing(open_metadata(url, settings.durability, read_only=True)) as opened:
         record = recorded_run(opened, spec)
+    if record.kind == SPIN:
+        raise InvalidInput(f"{spec} is a run of a single step, by `spin`: spin the step again.")
     target = f"{_unpacked(record, settings)}:{record.flow}"
     lasting = _lasting(record.settings.get("argv", ["run"]))
     # Passwords are not recorded: those of this program's settings are used.

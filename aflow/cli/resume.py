@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aflow._core.ids import PARAMETERS_STEP
-from aflow.cli.options import flag, option, run_options, write_file
-from aflow.cli.run import announcement, name_of_run, run
+from aflow.cli.options import flag, option, run_options
+from aflow.cli.run import announce, name_of_run, run
 from aflow.cli.selection import own_latest
 from aflow.errors import InvalidInput, VersionConflict
 from aflow.metadata.factory import has_runs, histories_of, open_metadata
@@ -87,10 +87,15 @@ def resume(
             "resume_identifier": resume_identifier,
         }
 
+    if changed and step_to_rerun is None:
+        session.note(
+            f"Finished tasks keep the results that they had with the earlier {', '.join(changed)}: "
+            "name the first step that is to run with the new value (resume STEP)."
+        )
     if clone_only and values["dry_run"]:
         raise click.UsageError("--clone-only runs nothing, so there is nothing for --dry-run.")
 
-    if not reentrant:
+    if not reentrant or values["recover"] is not None:
         return run(session, changed, origin=origin, **values)
     if run_id is None or origin_run_id is None:
         raise click.UsageError(
@@ -169,10 +174,7 @@ def lead_or_follow(
     while True:
         ended = _wait(session, settings, flow, run)
         if ended is not None:
-            if run_id_file is not None:
-                write_file(run_id_file, run)
-            if runner_attribute_file is not None:
-                write_file(runner_attribute_file, announcement(flow, run, settings))
+            announce(flow, settings, run_id_file, runner_attribute_file, run)
             session.note(f"{flow}/{run} is {ended.state.value}: there is nothing to resume.")
             stopped = clone_only and ended.state is RunState.CANCELLED
             return 0 if stopped or ended.state is RunState.SUCCEEDED else 1

@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from aflow.executors.local.preload import imported_here
 from aflow.flow.names import did_you_mean
 from aflow.flow.parameters import ConvertedValue
 from aflow.runs.create import parameter_values
-from aflow.runs.events import LogLine, RunEnded, RunEvent, RunStarting, TaskEnded, TaskStarting
+from aflow.runs.events import LogLine, RunEnded, RunEvent, TaskEnded, TaskStarting
 from aflow.scheduler.states import RunState
 from aflow.storage.artifacts import Manifest
 from aflow.task.program import request_of
@@ -71,6 +72,7 @@ def run(
     session: Session,
     given: Mapping[str, Any],
     *,
+    run_id_file: str | None = None,
     runner_attribute_file: str | None = None,
     cache: bool = False,
     dry_run: bool = False,
@@ -112,6 +114,7 @@ def run(
                 asked = replace(definition, parameters=named)
                 values = _values(session, asked, settings, given)
         options = _options(session, settings, decospecs, values, **rest)
+        announce = _announcer(definition.name, settings, run_id_file, runner_attribute_file)
         _check_debugged(definition, options)
         if any(step.decorator("resources") for step in definition.steps.values()):
             from aflow.executors.factory import resource_notes  # few flows have resources
@@ -129,7 +132,7 @@ def run(
         return 0
     if recover is None:
         options = _prepared(session, definition, options, rebuild=rebuild)
-    ended, signum = _in_foreground(definition, options, settings, runner_attribute_file, recover)
+    ended, signum = _in_foreground(definition, options, settings, announce, recover)
     if options.clone_only:
         stopped = ended.state is RunState.CANCELLED and signum is None  # by --clone-only itself
         return 0 if stopped else _exit_code(ended, signum)
@@ -176,14 +179,16 @@ def execute(
     definition: FlowDefinition,
     settings: Settings,
     *,
+    run_id_file: str | None,
     runner_attribute_file: str | None,
     **rest: Any,
 ) -> int:
     """Run one step of a checked flow with the options `rest`. Returns the exit code."""
     options = _options(session, settings, (), {}, tags=(), fail_fast=False, **rest)
     _show_project(session, definition, settings)
+    announce = _announcer(definition.name, settings, run_id_file, runner_attribute_file)
     options = _prepared(session, definition, options)
-    return _exit_code(*_in_foreground(definition, options, settings, runner_attribute_file))
+    return _exit_code(*_in_foreground(definition, options, settings, announce))
 
 
 def _prepared(
@@ -204,14 +209,14 @@ def _in_foreground(
     definition: FlowDefinition,
     options: RunOptions,
     settings: Settings,
-    attribute_file: str | None,
+    announce: Callable[[str], None] | None,
     recover: str | None = None,
 ) -> tuple[RunEnded, int | None]:
     from aflow.cli import foreground  # not needed by `check`
 
     with _console(definition, options, settings) as console:
-        watch = _watched(console, options.debug_step, attribute_file, settings)
-        ended, signum = foreground.run(definition, options, settings, watch, recover)
+        watch = _watched(console, options.debug_step)
+        ended, signum = foreground.run(definition, options, settings, watch, announce, recover)
     if console.tally is not None and options.spin is None:
         if ended.state is RunState.FAILED:
             _show_failure(f"{definition.name}/{ended.run}", ended, settings)
@@ -379,7 +384,6 @@ def _options(
     *,
     tags: Sequence[str] = (),
     fail_fast: bool = False,
-    run_id_file: str | None = None,
     namespace: str | None = None,
     **resumed: Any,
 ) -> RunOptions:
@@ -389,7 +393,6 @@ def _options(
         tags=tags,
         fail_fast=fail_fast,
         decospecs=decospecs,
-        run_id_file=_writable(run_id_file),
         namespace=namespace,
         script=session.script,
         branch=session.top["branch"],
@@ -439,17 +442,48 @@ def name_of_run(run_id: str | None) -> str | None:
     return ids.run_id(run_id)
 
 
-def _writable(file: str | None) -> Path | None:
-    """Return the path if its folder exists. Otherwise raise a usage error now, not during the
-    run."""
-    if file is None:
-        return None
-    path = Path(file)
-    if not path.parent.is_dir():
-        from click import BadParameter  # see plain.py
+def _announcer(
+    flow: str, settings: Settings, run_id_file: str | None, attribute_file: str | None
+) -> Callable[[str], None] | None:
+    """Return the function that announces the run when it is recorded; None if there are no files.
+    Raises a usage error now, not during the run, if a folder does not exist."""
+    files = [Path(each) for each in (run_id_file, attribute_file) if each is not None]
+    for path in files:
+        if not path.parent.is_dir():
+            from click import BadParameter  # see plain.py
 
-        raise BadParameter(f"There is no folder {path.parent} to write {path.name} in.")
-    return path
+            raise BadParameter(f"There is no folder {path.parent} to write {path.name} in.")
+    return partial(announce, flow, settings, run_id_file, attribute_file) if files else None
+
+
+def announce(
+    flow: str, settings: Settings, run_id_file: str | None, attribute_file: str | None, run: str
+) -> None:
+    """Write files about a run that has been recorded, for the program that has started this one.
+
+    Args:
+        flow: The name of the flow.
+        settings: The settings, which have the metadata.
+        run_id_file: The file for the id of the run; None for none.
+        attribute_file: The file for the id, the flow and the metadata, as JSON; None for none.
+        run: The id of the run.
+
+    Raises:
+        StorageError: If a file cannot be written.
+    """
+    import json
+
+    from aflow.cli.options import write_file  # see plain.py
+
+    place = settings.place
+    if settings.metadata == "local":  # the folder that contains `.aflow`, or one with another name
+        is_usual = settings.root.name == FOLDER
+        place = f"local@{settings.root.parent if is_usual else settings.root}"
+    if run_id_file is not None:
+        write_file(run_id_file, run)
+    if attribute_file is not None:
+        facts = {"run_id": run, "flow_name": flow, "metadata": place}
+        write_file(attribute_file, json.dumps(facts))
 
 
 # ------------------------------------------------------------ events of the run
@@ -475,15 +509,11 @@ def _check_debugged(definition: FlowDefinition, options: RunOptions) -> None:
         )
 
 
-def _watched(
-    console: Console, debug_step: str | None, attribute_file: str | None, settings: Settings
-) -> Callable[[Sequence[RunEvent]], None]:
+def _watched(console: Console, debug_step: str | None) -> Callable[[Sequence[RunEvent]], None]:
     """Return the callback that receives the events of the run."""
-    path = _writable(attribute_file)
-    shown: Callable[[Sequence[RunEvent]], None] = console.watch
-    if debug_step is not None and is_terminal(sys.stdout) and sys.stdin.isatty():
-        shown = _without_debugged(debug_step, console)
-    return shown if path is None else _also_writing(path, settings, shown)
+    if debug_step is not None and is_terminal(sys.stdout) and is_terminal(sys.stdin):
+        return _without_debugged(debug_step, console)
+    return console.watch
 
 
 def _without_debugged(step: str, console: Console) -> Callable[[Sequence[RunEvent]], None]:
@@ -510,37 +540,5 @@ def _without_debugged(step: str, console: Console) -> Callable[[Sequence[RunEven
             console.go_on()
             console.watch(held)
             held.clear()
-
-    return watch_events
-
-
-def announcement(flow: str, run: str, settings: Settings) -> str:
-    """Return the report for the program that has started this one, as JSON: the id of the run, and
-    the metadata in which it is recorded.
-
-    Args:
-        flow: The name of the flow.
-        run: The id of the run, which has been recorded.
-        settings: The settings, which have the metadata.
-    """
-    import json
-
-    place = settings.place
-    if settings.metadata == "local":  # the folder that contains `.aflow`, or one with another name
-        is_usual = settings.root.name == FOLDER
-        place = f"local@{settings.root.parent if is_usual else settings.root}"
-    return json.dumps({"run_id": run, "flow_name": flow, "metadata": place})
-
-
-def _also_writing(
-    path: Path, settings: Settings, watch: Callable[[Sequence[RunEvent]], None]
-) -> Callable[[Sequence[RunEvent]], None]:
-    """Write the report of the run to a file as soon as the run is recorded."""
-
-    def watch_events(events: Sequence[RunEvent]) -> None:
-        for event in events:
-            if type(event) is RunStarting:
-                path.write_text(announcement(event.flow, event.run, settings), encoding="utf-8")
-        watch(events)
 
     return watch_events

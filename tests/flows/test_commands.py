@@ -14,6 +14,7 @@ import sys
 import pytest
 
 from aflow._core.ids import MAX_TAGS
+from aflow.scheduler.states import RunState
 from tests.flows.conftest import Ran, Workspace
 
 FLOW = """
@@ -190,6 +191,16 @@ def test_a_file_in_a_folder_that_is_not_there_is_refused_before_the_run(flow: Wo
 
     assert (2, "") == (ran.code, ran.out)
     assert "There is no folder nowhere" in ran.err
+
+
+def test_a_file_that_cannot_be_written_ends_the_run_of_which_nobody_would_know(
+    flow: Workspace,
+) -> None:
+    ran = flow.run("--runner-attribute-file", "/dev/full")
+
+    assert 1 == ran.code
+    assert "/dev/full cannot be written: No space left on device." in ran.err
+    assert RunState.CANCELLED is flow.latest()[0]
 
 
 def test_a_decorator_from_the_command_line_is_on_every_step(workspace: Workspace) -> None:
@@ -563,6 +574,8 @@ def test_help_is_given_without_a_flow(workspace: Workspace, words: list[str]) ->
         (["run", "nothing.py"], "There is no file nothing.py"),
         (["run", "nothing"], "There is no flow file 'nothing'. Write: aflow run flow.py"),
         (["run", "."], "There is no flow file '.'. Write: aflow run flow.py"),
+        (["tag", "add", "x"], "There is no flow file 'x'. Write: aflow tag add flow.py"),
+        (["cancel", "Flow_/1"], "There is no run Flow_/1 in the local metadata."),
         (["run", "flow.py:Other"], "holds no flow 'Other'"),
         (["run", "flow.py", "--beta", "1"], "No such option"),
         (["status", "now"], "unexpected extra argument (now)"),

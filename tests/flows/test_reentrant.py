@@ -135,6 +135,10 @@ def test_what_has_run_before_the_first_one_died_is_not_thrown_away(failed: Works
     assert "resume it with --origin-run-id shared and another --run-id" in " ".join(
         refused.err.split()
     )
+    (failed.path / "gate").unlink()
+    recovered = failed.finish(failed.start_aflow("recover", "Flow_/shared"))
+    assert 0 == recovered.code, recovered.err
+    assert 5 == shared(failed).data.x
 
 
 @pytest.mark.parametrize("args", [("--run-id", "shared"), ("--origin-run-id", "1"), ()])

@@ -214,12 +214,15 @@ def test_parameters_are_changed_for_the_steps_that_run(failed: Workspace) -> Non
     ran = resume(failed, "join", "--alpha", "0.9")
     assert 0 == ran.code, ran.out + ran.err
     assert "total 33 0.9" in ran.out
+    assert "keep the results" not in ran.err
     changed, origin = newest(failed, 2)
     assert (0.9, 0.7) == (changed.data.alpha, origin["start"].task.data.alpha)
     assert f"{origin.pathspec}/start/1" == changed["start"].task.origin_pathspec
 
     again = failed.finish(failed.start("--no-pylint", "resume", "end", AFLOW_RUN_ALPHA="0.1"))
     assert "total 33 0.9" in again.out, "only what is named changes"
+    assert "total 33 0.9" not in (reused := resume(failed, "--alpha", "0.5")).out
+    assert "Finished tasks keep the results that they had with the earlier alpha" in reused.err
     assert 2 == resume(failed, "--alpha", "much").code
     assert 2 == resume(failed, "--beta", "1").code
 

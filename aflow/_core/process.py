@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
+import codecs
 import functools
 import gc
 import io
@@ -303,11 +304,13 @@ class _Text:
 
     def __init__(self, stream: Any) -> None:
         self._stream = None if _is_closed(stream) else stream
+        # Incremental, since a write may end within a character.
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
 
     def write(self, data: bytes | memoryview) -> int:
         """Write all bytes."""
         if self._stream is not None:
-            self._stream.write(bytes(data).decode("utf-8", "replace"))
+            self._stream.write(self._decode(data))
         return len(data)
 
     def flush(self) -> None:

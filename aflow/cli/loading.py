@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from threading import RLock
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ _asked_for: str | None = None  # the name of the only flow that may start, if on
 _root: str | None = None  # the folder that contains the package of the file, if it is in one
 _begun = False  # whether the file has called a flow
 _before: frozenset[str] = frozenset()  # modules that aflow imports anyway
+_looking = RLock()  # held while a file is imported under a name that another thread would use, too
 
 
 def is_target(argument: str) -> bool:
@@ -223,18 +225,17 @@ def look_into(path: Path) -> list[type[FlowSpec]]:
 
     _check_file(path)
     _stand_for_metaflow()
-    before = list(sys.path)
     name = f"_aflow_looks_into_{path.stem}"
-    sys.modules.pop(name, None)
-    module = _import(path.resolve(), path, name)
-    try:
-        own = _own_flows(module)
-        flows = [own[key] for key in _leaves(own)]
-        for flow in flows:
-            define(flow)  # while the module can be inspected
-    finally:
-        sys.path[:] = before
-        del sys.modules[name]
+    with _looking:
+        before = list(sys.path)
+        try:
+            own = _own_flows(_import(path.resolve(), path, name))
+            flows = [own[key] for key in _leaves(own)]
+            for flow in flows:
+                define(flow)  # while the module can be inspected
+        finally:
+            sys.path[:] = before
+            sys.modules.pop(name, None)
     if not flows:
         raise _no_flow(path)
     return flows

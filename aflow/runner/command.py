@@ -10,11 +10,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, Self
 
 import click
 
@@ -64,9 +65,11 @@ class RunningCommand:
         if urls:
             env = {**(environment_with({}) if env is None else env), **urls}
         self.timeout = False
-        self._folder = tempfile.mkdtemp(prefix="aflow-")
+        folder = tempfile.mkdtemp(prefix="aflow-")
+        # Also called when the program has dropped this object, or ends.
+        self._remove_files = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self.log_files = {
-            name: os.path.join(self._folder, f"{name}.log") for name in ("stdout", "stderr")
+            name: os.path.join(folder, f"{name}.log") for name in ("stdout", "stderr")
         }
         try:
             with (
@@ -121,12 +124,14 @@ class RunningCommand:
             self._opened("stderr") as err,
         ):
             files = [(out, binary(sys.stdout)), (err, binary(sys.stderr))]
+            end = select.poll()  # not `select`, for which a descriptor may be too large
+            end.register(ended)
             over = False
             while not over:
-                over = bool(select.select([ended], [], [], LOOK_AGAIN)[0])
+                over = bool(end.poll(LOOK_AGAIN * 1000))
                 for file, to in files:
-                    if text := file.read():
-                        to.write(text.encode("utf-8", "replace"))
+                    if data := file.read():
+                        to.write(data)
                         to.flush()
 
     async def wait(
@@ -184,7 +189,7 @@ class RunningCommand:
             InvalidInput: If the files were removed by `cleanup`.
         """
         with self._opened(stream) as file:
-            return file.read()
+            return file.read().decode("utf-8", "replace")
 
     async def stream_log(
         self, stream: Stream, position: int | None = None
@@ -199,18 +204,18 @@ class RunningCommand:
         with self._opened(stream) as file:
             file.seek(position or 0)
             over = False
-            rest = ""
+            rest = b""  # a character may be incomplete so far
             while not over:
                 over = self.process.poll() is not None  # checked before the last read
                 while line := file.readline(_PIECE):
                     rest += line
-                    if rest.endswith("\n"):
-                        yield file.tell(), rest.rstrip("\n")
-                        rest = ""
+                    if rest.endswith(b"\n"):
+                        yield file.tell(), rest[:-1].decode("utf-8", "replace")
+                        rest = b""
                 if not over:
                     await self._more()
             if rest:
-                yield file.tell(), rest
+                yield file.tell(), rest.decode("utf-8", "replace")
 
     async def _more(self) -> None:
         """Wait until the process exits, or until the next poll of the file is due."""
@@ -234,11 +239,11 @@ class RunningCommand:
             else:
                 custom_logger(line)
 
-    def _opened(self, stream: Stream) -> IO[str]:
+    def _opened(self, stream: Stream) -> BinaryIO:
         if stream not in self.log_files:
             raise InvalidInput(f"There is no stream {stream!r}: ask for stdout or stderr.")
         try:
-            return open(self.log_files[stream], encoding="utf-8", errors="replace", newline="\n")
+            return open(self.log_files[stream], "rb")
         except FileNotFoundError as error:
             raise InvalidInput(
                 f"The {stream} of this command was removed by cleanup(): read it before."
@@ -246,7 +251,7 @@ class RunningCommand:
 
     def cleanup(self) -> None:
         """Remove the files of the output. Does not stop the process."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._remove_files()
 
 
 # Options whose value is a URL with a possible password, and their environment variables.

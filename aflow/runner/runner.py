@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shlex
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -226,10 +227,16 @@ class Runner(FlowCommands, CleanedUp):
     ) -> tuple[RunningCommand, Run]:
         with Announcement() as announcement:
             # In a thread: it may import the flow's file to read its options.
-            command = await in_thread(self._start, name, arguments, kwargs, announcement)
-            attributes = await announcement.wait(command.process, self.file_read_timeout)
-            if not attributes:
-                await in_thread(command.kill)
+            start = in_thread(self._start, name, arguments, kwargs, announcement)
+            starting = asyncio.get_running_loop().create_task(start)
+            attributes = b""
+            try:
+                command = await asyncio.shield(starting)
+                attributes = await announcement.wait(command.process, self.file_read_timeout)
+            finally:
+                if not attributes:  # also if this call is cancelled: nobody knows the run
+                    command = await starting
+                    await in_thread(command.kill)
             return command, _announced(attributes, command)
 
     def _start(

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import gc
+import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +15,7 @@ import pytest
 
 from aflow import ExecutingRun, Runner
 from aflow.errors import CommandFailed, FlowFileError, InvalidInput
+from aflow.runner.command import RunningCommand
 from tests.flows.conftest import Workspace, processes_in
 
 FLOW = """
@@ -183,6 +189,46 @@ async def test_a_command_that_begins_no_run_in_time_is_stopped(file: Path) -> No
 
     with pytest.raises(CommandFailed, match="has begun no run"):
         await runner(file, file_read_timeout=0.2, pylint=None).async_run()
+
+
+async def test_a_call_that_is_cancelled_leaves_no_run_and_no_files(file: Path) -> None:
+    with runner(file) as commands:
+        starting = asyncio.ensure_future(commands.async_run(alpha=100))
+        while not commands._commands:
+            await asyncio.sleep(0)
+        [command] = commands._commands
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        assert command.returncode is not None
+        stdout = Path(command.log_files["stdout"])
+        assert stdout.exists()
+    assert not stdout.exists()
+
+
+PIECES = "import os, time; os.write(1, b'a\\xc3'); time.sleep(0.2); os.write(1, b'\\xa9\\nb')"
+
+
+@pytest.mark.parametrize("stream", [None, io.StringIO()])
+async def test_output_that_ends_within_a_character_for_a_while_is_not_damaged(
+    stream: io.StringIO | None, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    command = RunningCommand([sys.executable, "-c", PIECES], None, None)
+    assert [(4, "aé"), (5, "b")] == [each async for each in command.stream_log("stdout")]
+    with contextlib.redirect_stdout(stream or sys.__stdout__):
+        RunningCommand([sys.executable, "-c", PIECES], None, None).wait_here(show=True)
+    shown = capfdbinary.readouterr().out.decode() if stream is None else stream.getvalue()
+    assert "aé\nb" == shown
+
+
+def test_files_of_output_that_nobody_cleans_up_end_with_their_command() -> None:
+    command = RunningCommand([sys.executable, "-c", ""], None, None)
+    command.wait_here(show=False)
+    folder = Path(command.log_files["stdout"]).parent
+    assert folder.exists()
+    del command
+    gc.collect()
+    assert not folder.exists()
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -6,11 +6,12 @@ import os
 import pickle
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from aflow.cli.loading import is_target, load_flow
+from aflow.cli.loading import is_target, load_flow, look_into
 from aflow.errors import FlowFileError
 
 FLOW = """
@@ -133,6 +134,18 @@ def test_a_file_that_failed_leaves_no_module_behind(tmp_path: Path) -> None:
         load_flow(write(tmp_path, "1 / 0"))
 
     assert "some_flow" not in sys.modules
+
+
+def test_threads_can_look_into_a_file_at_the_same_time(tmp_path: Path) -> None:
+    target = Path(write(tmp_path, "import time; time.sleep(0.05)", flow("Flow_")))
+    before = list(sys.path)
+    with ThreadPoolExecutor(4) as pool:
+        found = [*pool.map(look_into, [target] * 4)]
+    assert ["Flow_"] * 4 == [each.__name__ for [each] in found]
+    target.write_text("1 / 0")
+    with pytest.raises(FlowFileError):
+        look_into(target)
+    assert before == sys.path
 
 
 def test_a_name_that_is_no_flow_is_refused_with_those_there_are(tmp_path: Path) -> None:

@@ -381,11 +381,11 @@ class Console:
             self._cloning = None
 
     def _run_stopping(self, event: RunStopping) -> None:
-        # The event has only a text, and no field that distinguishes signals from failures.
+        # The event has only a text, and no field that distinguishes signals from other requests.
         signal = re.search(_SIGNAL, event.reason)
-        if signal is None:
+        if event.fails:
             self._write_failed(event.at)
-        else:
+        elif signal is not None:
             again = " pressing Ctrl+C again" if signal[1] == "SIGINT" else " a second signal"
             self._system(
                 event.at,

@@ -259,7 +259,7 @@ class RunDriver:
         if self._ended.done():
             return
         if self._machine.stopping is None:
-            self._publish_stopping(reason)
+            self._publish_stopping(reason, fails=False)
         self._handle(CancelRequested(reason))
 
     def leave(self) -> None:
@@ -340,11 +340,11 @@ class RunDriver:
         if end is None or end.state is not RunState.FAILED:
             return
         if any(type(each) is CancelAttempt for each in commands):
-            self._publish_stopping(end.reason)
+            self._publish_stopping(end.reason, fails=True)
 
-    def _publish_stopping(self, reason: str) -> None:
+    def _publish_stopping(self, reason: str, *, fails: bool) -> None:
         now, active = self._clock.now(), len(self._live)
-        self._publisher.publish(RunStopping(now, self._run.run, reason, active))
+        self._publisher.publish(RunStopping(now, self._run.run, reason, active, fails))
 
     # ------------------------------------------------------------ commands out
 

@@ -108,12 +108,13 @@ class Progress(NamedTuple):
 
 
 class RunStopping(NamedTuple):
-    """The run was cancelled or fails fast; `active` is the number of attempts being stopped."""
+    """The run was cancelled, or `fails` fast; `active` is the number of attempts being stopped."""
 
     at: float
     run: str
     reason: str
     active: int
+    fails: bool = False
 
 
 class RunEnded(NamedTuple):

@@ -161,10 +161,17 @@ def test_a_run_that_fails_fast_says_so_once() -> None:
         f"{STAMP} Terminating 2 active tasks...\n"
         f"{HEAD}[KILLED BY ORCHESTRATOR]\n"
     ) == printed(
-        RunStopping(AT, RUN, "Step start (task-id 1) failed.", 2),
+        RunStopping(AT, RUN, "Step start (task-id 1) failed.", 2, fails=True),
         ended("cancelled"),
         RunEnded(AT, RUN, RunState.FAILED, "", "start", 1),
     )
+
+
+def test_a_run_that_is_cancelled_has_not_failed() -> None:
+    reason = "The run was cancelled by ada (aflow cancel)."
+    assert (
+        f"{STAMP} Terminating 1 active task...\n{STAMP} Workflow was stopped. {reason}\n"
+    ) == printed(RunStopping(AT, RUN, reason, 1), RunEnded(AT, RUN, RunState.CANCELLED, reason))
 
 
 def test_an_interrupted_run_asks_for_patience() -> None:

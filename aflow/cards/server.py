@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from html import escape
 from itertools import islice
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from aflow import client
 from aflow._core.system import holds_connection
 from aflow.cards.get import FoundCard, get_cards
 from aflow.cards.page import page
-from aflow.errors import InvalidInput, MissingExtra, NotFound
+from aflow.errors import InvalidInput, InvalidSetting, MissingExtra, NotFound
 
 try:
     from aiohttp import web
@@ -49,16 +50,27 @@ class Shown(NamedTuple):
     limit: int = 30
 
 
-def serve(shown: Shown, port: int, interval: int) -> None:
+def serve(shown: Shown, port: int, interval: int, echo: Callable[[str], object]) -> None:
     """Serve cards on 127.0.0.1 until interrupted.
 
     Args:
         shown: The selection of cards.
-        port: The port.
+        port: The port; 0 for a free one.
         interval: The seconds after which pages reload.
+        echo: Called with the line `Cards are at URL` when the server listens.
+
+    Raises:
+        InvalidSetting: If another program listens on the port.
     """
-    app = application(shown, interval)
-    web.run_app(app, host="127.0.0.1", port=port, print=lambda *_: None)
+    try:
+        listening = socket.create_server(("127.0.0.1", port))
+    except OSError as error:
+        raise InvalidSetting(
+            f"The card server cannot listen on 127.0.0.1:{port} ({error.strerror}): choose another "
+            "--port."
+        ) from error
+    echo(f"Cards are at http://127.0.0.1:{listening.getsockname()[1]}/ (Ctrl-C stops)")
+    web.run_app(application(shown, interval), sock=listening, print=lambda *_: None)
 
 
 def application(shown: Shown, interval: int = 5) -> web.Application:

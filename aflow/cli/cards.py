@@ -83,7 +83,7 @@ def _create_parameters() -> list[click.Parameter]:
 def _server_parameters() -> list[click.Parameter]:
     reload = "Seconds between reloads of the page."
     return [
-        port_option("Port of the server.", 8324),
+        port_option("Port of the server; 0: a free one.", 8324),
         option("--run-id", metavar="RUN", help="Only cards of this run."),
         option("--namespace", metavar="NAME", help="Only cards of runs in this namespace."),
         count_option("--max-cards", default=30, help="The most cards, newest first."),
@@ -187,12 +187,10 @@ def server(
 ) -> None:
     """Serve cards until the command is interrupted."""
     flow = session.flow.__name__ if session.flow else None
-    url = f"http://127.0.0.1:{port}/"
-    click.echo(f"Cards are at {url} (Ctrl-C stops)")
     from aflow.cards.server import Shown, serve  # `card view` must work without the extra server
 
     shown = Shown(session.settings().place, flow, run_id, namespace, max_cards)
-    serve(shown, port, poll_interval)
+    serve(shown, port, poll_interval, click.echo)
 
 
 def _one(session: Session, path: str, which: dict[str, str | None]) -> FoundCard:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -235,6 +236,20 @@ with socket.create_connection((sys.argv[2], int(sys.argv[3]))) as connection:
     connection.sendall(b"GET / HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
     print(connection.recv(12).decode())
 """
+
+
+def test_the_server_names_its_port_or_says_that_it_is_in_use(ran: Workspace) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = ran.finish(ran.start("card", "server", "--port", str(port)))
+    assert (2, "") == (done.code, done.out)
+    assert f"cannot listen on 127.0.0.1:{port}" in done.err
+    server = ran.start("card", "server", "--port", "0")
+    assert server.stdout is not None
+    said = server.stdout.readline()
+    with socket.create_connection(("127.0.0.1", int(said.rpartition(":")[2].partition("/")[0]))):
+        server.terminate()
+    server.communicate()
 
 
 async def test_the_server_shows_cards(ran: Workspace) -> None:

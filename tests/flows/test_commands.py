@@ -575,7 +575,6 @@ def test_help_is_given_without_a_flow(workspace: Workspace, words: list[str]) ->
         (["run", "nothing"], "There is no flow file 'nothing'. Write: aflow run flow.py"),
         (["run", "."], "There is no flow file '.'. Write: aflow run flow.py"),
         (["tag", "add", "x"], "There is no flow file 'x'. Write: aflow tag add flow.py"),
-        (["cancel", "Flow_/1"], "There is no run Flow_/1 in the local metadata."),
         (["run", "flow.py:Other"], "holds no flow 'Other'"),
         (["run", "flow.py", "--beta", "1"], "No such option"),
         (["status", "now"], "unexpected extra argument (now)"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from itertools import islice
 from typing import Any, TypeVar
 
 import cloudpickle
@@ -57,16 +58,25 @@ def parallel_map(
 def _results(
     func: Callable[[T], R], iterable: Iterable[T], max_parallel: int | None
 ) -> Iterator[tuple[int, R]]:
-    items = [cloudpickle.dumps(item) for item in iterable]
-    if not items:
+    items = enumerate(iterable)
+    first = [*islice(items, max_parallel or usable_cpus())]
+    if not first:
         return
-    workers = min(max_parallel or usable_cpus(), len(items))
     # Forked, so that a function that cannot be pickled, such as a lambda, is inherited.
     context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(workers, context, _remember, (func,)) as pool:
-        places = {pool.submit(_call, item): place for place, item in enumerate(items)}
-        for done in as_completed(places):
-            yield places[done], cloudpickle.loads(done.result())
+    pool = ProcessPoolExecutor(len(first), context, _remember, (func,))
+    try:
+        # An item is taken when a process is free for it: the iterable may be large or endless.
+        places = {pool.submit(_call, cloudpickle.dumps(item)): place for place, item in first}
+        while places:
+            for done in wait(places, return_when=FIRST_COMPLETED).done:
+                place, result = places.pop(done), done.result()
+                for next_place, item in islice(items, 1):
+                    places[pool.submit(_call, cloudpickle.dumps(item))] = next_place
+                yield place, cloudpickle.loads(result)
+    finally:
+        # Not all results are wanted after an error, or if the caller stops early.
+        pool.shutdown(wait=not places, cancel_futures=True)
 
 
 def _remember(func: Callable[[Any], Any]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from itertools import count
 
 import pytest
 
@@ -22,9 +24,23 @@ def test_results_come_as_they_are_ready_from_other_processes() -> None:
     assert os.getpid() not in {pid for _, pid in found}
 
 
-def test_what_the_function_raises_is_raised() -> None:
+def test_items_are_taken_as_results_are_wanted() -> None:
+    taken = []
+
+    def items() -> Iterator[int]:
+        for item in count():
+            taken.append(item)
+            yield item
+
+    results = parallel_imap_unordered(lambda x: x * 2, items(), max_parallel=2)
+    assert {0, 2, 4, 6} >= {next(results), next(results)}
+    results.close()
+    assert len(taken) <= 4
+
+
+def test_what_the_function_raises_ends_the_map_at_once() -> None:
     with pytest.raises(ZeroDivisionError):
-        parallel_map(lambda x: 1 // x, [1, 0])
+        parallel_map(lambda x: 1 / x, count(), max_parallel=2)
 
 
 def test_a_profile_is_printed_or_added_up(capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,6 +135,8 @@ class RunDriver:
         self._lease_holder = lease_holder
         self._leaves = False
         self._is_lost = False  # another coordinator has the run
+        self._is_started = False
+        self._cancelled_early: str | None = None  # the reason, if it was cancelled before its start
         self._unfinished = unfinished
         # The machine's deadlines are absolute times: they must pass even if the clock is set back,
         # or the clock of the previous coordinator was ahead.
@@ -190,10 +192,12 @@ class RunDriver:
             self._publisher.publish(starting)
             self._every(HEARTBEAT, "heartbeat", self._renew_lease)
             self._every(PROGRESS, "progress", self._report_progress)
-            if self._unfinished is None:
-                self._handle(RunStarted())
-            else:
+            self._is_started = True
+            if self._unfinished is not None:
                 self._go_on(self._unfinished, lost)
+            if self._cancelled_early is not None:
+                self.cancel(self._cancelled_early)
+            self._handle(RunStarted())  # no effect if it is cancelled, or was recorded before
             return await self._end()
         except asyncio.CancelledError:  # cancelled before the start: no attempts need to be stopped
             self._stop_here(RunState.CANCELLED, "The run was cancelled while it began.")
@@ -250,13 +254,17 @@ class RunDriver:
             timer.cancel()
 
     def cancel(self, reason: str) -> None:
-        """Stop the run: cancel live attempts and launch no more. Idempotent; has no effect on a run
-        that has been left or taken over, because its next coordinator would find it cancelled.
+        """Stop the run, or do so as soon as it has started: cancel live attempts and launch no
+        more. Idempotent; has no effect on a run that has been left or taken over, because its next
+        coordinator would find it cancelled.
 
         Args:
             reason: The reason, as one sentence; it is recorded with the run.
         """
         if self._ended.done():
+            return
+        if not self._is_started:  # watchers get RunStarting first
+            self._cancelled_early = self._cancelled_early or reason
             return
         if self._machine.stopping is None:
             self._publish_stopping(reason, fails=False)
@@ -300,7 +308,7 @@ class RunDriver:
         return orphans
 
     def _go_on(self, unfinished: Sequence[Unfinished], lost: Sequence[Orphan]) -> None:
-        self._handle(RunStarted())  # no effect if the previous coordinator has recorded it
+        self._handle(RunStarted())  # if the previous coordinator has not recorded it
         if self._reused:
             self._loop.call_soon(self._reuse_some)
         for spec, *_ in lost:

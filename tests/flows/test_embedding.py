@@ -25,7 +25,7 @@ from aflow.errors import (
 )
 from aflow.flow.spec import FlowSpec
 from aflow.metadata.sqlite import SqliteMetadata
-from aflow.runs.events import TaskEnded
+from aflow.runs.events import RunEnded, RunEvent, RunStarting, RunStopping, TaskEnded
 from aflow.scheduler.states import RunState
 from aflow.storage.local import LocalStore
 from aflow.task.config_binding import configured
@@ -208,6 +208,20 @@ async def test_a_run_is_recovered_whose_cached_tasks_began_while_a_generator_sti
         async with coordinator(tmp_path) as runs:
             recovered = await runs.recover(flow, left.id)
             assert state is (await recovered.wait()).state
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 5])  # of the event loop before it is cancelled
+async def test_a_run_that_is_cancelled_as_it_starts_is_seen_to_start_first(
+    flow: type[FlowSpec], tmp_path: Path, rounds: int
+) -> None:
+    seen: list[RunEvent] = []
+    async with coordinator(tmp_path) as runs:
+        run = await runs.start(flow, watch=seen.extend)
+        for _ in range(rounds):
+            await asyncio.sleep(0)
+        ended = await run.cancel("early")
+    assert (RunState.CANCELLED, "early") == (ended.state, ended.reason)
+    assert [RunStarting, RunStopping, RunEnded] == [type(event) for event in seen]
 
 
 async def test_a_cancel_can_be_awaited_to_know_how_the_run_ended(

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NewType
 
 from aflow._core.clock import SystemClock, duration
+from aflow._core.wording import size_text
 from aflow.client.artifact import DataArtifact
 from aflow.client.base import local_time
 from aflow.client.flow import Flow, Metaflow
@@ -171,20 +172,6 @@ def page(kind: str, name: str, *parts: Html) -> str:
         f'<span style="opacity:0.7">{text(kind)}</span> <b>{text(name, 600)}</b></div>'
         f"{''.join(parts)}</div>"
     )
-
-
-def size_of(number: int) -> Html:
-    """Return a size in bytes with a suitable unit.
-
-    Args:
-        number: The number of bytes.
-    """
-    amount = float(number)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000:
-            return Html(f"{amount:.3g} {unit}" if unit != "B" else f"{number} B")
-        amount /= 1000
-    return Html(f"{amount:,.3g} TB")
 
 
 def preview(noted: dict[str, Any]) -> Html:
@@ -372,7 +359,7 @@ def _task(shown: Task) -> str:
 
 def _artifact_row(shown: DataArtifact) -> tuple[Html, ...]:
     noted = shown.preview
-    size = size_of(shown.size)
+    size = text(size_text(shown.size))
     return (text(shown.id), text(shown.type), shape(noted), size, preview(noted))
 
 
@@ -391,7 +378,7 @@ def _artifact(shown: DataArtifact) -> str:
             [
                 ("type", text(shown.type)),
                 ("shape", shape(noted)),
-                ("size", size_of(shown.size)),
+                ("size", text(size_text(shown.size))),
                 ("value", preview(noted)),
                 ("sha", code(shown.sha)),
             ]

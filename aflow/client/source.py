@@ -97,11 +97,6 @@ class RunSource:
             self._graph = Graph.from_dict(self.record.graph)
         return self._graph
 
-    @property
-    def tags(self) -> frozenset[str]:
-        """All tags of the run, as last read."""
-        return frozenset(self.record.tags) | frozenset(self.record.system_tags)
-
     def change_tags(self, add: Iterable[str], remove: Iterable[str]) -> None:
         """Remove, then add user tags, in one transaction.
 

@@ -241,26 +241,26 @@ def collect(
     # Before the manifests: that of a task that ends in between is still seen.
     since = min(now, _earliest_start(metadata, left, grace)) - grace
     used, damaged = _used(metadata, BlobStore(store), left)
-    used.update(map(blob_name, roots.kept(declared, now)))
-    if not dry_run:
-        for name in roots.expired(declared, now):
+    for name, root in declared:
+        if not root.has_expired(now):
+            used.update(map(blob_name, root.blobs))
+        elif not dry_run:
             # It may have been renewed while the runs were read.
             present = roots.declared(store, name)
-            if present is not None and roots.expired([(name, present)], now):
+            if present is not None and present.has_expired(now):
                 roots.withdraw(store, name)
-    removed = size = young = 0
     known = {(run.flow, run.run) for run in left}
-    for name in _unused(store, None if damaged else used, known):
-        taken = store.remove_untouched(name, since, dry_run=dry_run)
-        if taken is not None:
-            removed, size = removed + 1, size + taken
-        else:
-            young += 1
-    for name, wait in copies.kept_for(store, known, grace):
-        taken = store.remove_untouched(name, now - wait, dry_run=dry_run)
-        if taken is not None:
-            removed, size = removed + 1, size + taken
-    return Removed(runs, removed, size, young, damaged)
+    results = [
+        store.remove_untouched(name, since, dry_run=dry_run)
+        for name in _unused(store, None if damaged else used, known)
+    ]
+    young = results.count(None)
+    results += [
+        store.remove_untouched(name, now - wait, dry_run=dry_run)
+        for name, wait in copies.kept_for(store, known, grace)
+    ]
+    taken = [size for size in results if size is not None]
+    return Removed(runs, len(taken), sum(taken), young, damaged)
 
 
 def _earliest_start(metadata: MetadataStore, runs: Iterable[RunRecord], grace: float) -> float:

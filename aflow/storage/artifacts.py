@@ -555,9 +555,7 @@ def keys_of(entry: Entry) -> list[str]:
     return keys
 
 
-def unchanged(
-    value: object, entry: Entry, blobs: BlobStore | None = None, names: Names | None = None
-) -> bool:
+def unchanged(value: object, entry: Entry, blobs: BlobStore, names: Names | None = None) -> bool:
     """Return whether a value has not been modified since it was loaded from an entry.
 
     Immutable builtin values are always unmodified. All others are pickled again and compared with
@@ -567,7 +565,7 @@ def unchanged(
     Args:
         value: The same object that `load` returned.
         entry: The entry that it was loaded from.
-        blobs: The datastore; without it a value that has blobs counts as modified.
+        blobs: The datastore.
         names: Finds classes that the pickle refers to, if another program stored it; None for
             Python's import system alone.
 
@@ -576,8 +574,6 @@ def unchanged(
     """
     if _is_immutable(value):
         return True
-    if entry.blobs and blobs is None:
-        return False
     parts, size, buffers = codecs.dump("A loaded artifact", "value", value)
     keys = keys_of(entry)
     if entry.inline is None:
@@ -585,21 +581,13 @@ def unchanged(
     else:
         stored = entry.inline == b"".join(parts)
     if len(keys) != len(buffers) or not all(
-        key == (blobs.key_of_mapped(buffer) if blobs else None)
-        or key == digest_of([buffer], buffer.nbytes)
+        key == blobs.key_of_mapped(buffer) or key == digest_of([buffer], buffer.nbytes)
         for key, buffer in zip(keys, buffers, strict=True)
     ):
         return False
-    return stored or _equals_fresh_copy(parts, entry, blobs, names)
-
-
-def _equals_fresh_copy(
-    parts: Sequence[Buffer], entry: Entry, blobs: BlobStore | None, names: Names | None
-) -> bool:
-    if blobs is None:
-        fresh = codecs.load("A loaded artifact", entry.inline or b"", (), names)
-    else:
-        fresh = ArtifactReader(blobs, names).load("value", entry)
+    if stored:
+        return True
+    fresh = ArtifactReader(blobs, names).load("value", entry)
     again = codecs.dump("A loaded artifact", "value", fresh)
     return b"".join(again.parts) == b"".join(parts)
 

@@ -317,7 +317,7 @@ class CodeModules:
         self, key: str, files: CodeFiles, script: str = "", module: str | None = None
     ) -> None:
         self.prefix = PREFIX + key
-        self._files = files
+        self.files = files
         # The name of a script may contain dots or be an invalid module name.
         name = module or script.removesuffix(".py").replace(".", "_").replace("/", ".")
         self._script = script, name
@@ -340,9 +340,9 @@ class CodeModules:
             return self._script[0]
         path = module.replace(".", "/")
         for each in (f"{path}/__init__.py", f"{path}.py"):
-            if self._files.is_file(each):
+            if self.files.is_file(each):
                 return each
-        return path if self._files.is_folder(path) else None
+        return path if self.files.is_folder(path) else None
 
     def spec_of(self, module: str) -> ModuleSpec | None:
         """Return the import spec of a module; None if the code does not contain the module.
@@ -361,14 +361,6 @@ class CodeModules:
         spec = ModuleSpec(name, _CodeLoader(self, path), origin=origin, is_package=is_package)
         spec.has_location = True  # sets __file__, with which its source is found
         return spec
-
-    def read(self, path: str) -> bytes:
-        """Return the content of a file.
-
-        Args:
-            path: The path below the root of the code.
-        """
-        return self._files.read(path)
 
     def import_module(
         self,
@@ -448,7 +440,7 @@ class _CodeLoader(SourceLoader):
         """Return the source. Other files, such as cached bytecode, do not exist."""
         if path != self.get_filename(""):
             raise OSError(f"there is no {path!r} in the code of a run")
-        return self._code.read(self._path)
+        return self._code.files.read(self._path)
 
     def exec_module(self, module: ModuleType) -> None:
         """Execute the source; its imports look in the code of the run first."""

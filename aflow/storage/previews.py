@@ -302,8 +302,6 @@ _LIBRARIES = {
 def _cell(value: Any) -> str:
     """Return a short text of a cell of a table, without calling user code."""
     kind = type(value)
-    if kind in (str, int, float, bool) or value is None:
-        return short_text(value, _CELL)
     if kind.__module__.partition(".")[0] in ("numpy", "pandas", "datetime", "decimal", "uuid"):
         return str(value)[:_CELL]
     return short_text(value, _CELL)

@@ -158,13 +158,7 @@ class RetryingStore:
 
     def _try(self, act: Callable[[int], T]) -> T:
         """Return the result of `act(number of failures so far)`, with retries."""
-        try:
-            return act(0)  # fast path: nearly all calls succeed, and need no Tries
-        except StoreBusy as error:
-            tries = self._tries()
-            delay = tries.failed(error)
-            assert delay is not None, "more than one try is made"
-            self._pause(delay)
+        tries = self._tries()
         try:
             return tries.retry(lambda: act(tries.failures), StoreBusy, pause=self._pause)
         except StoreBusy as error:

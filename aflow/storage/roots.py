@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from aflow._core import ids
@@ -33,6 +33,14 @@ class GcRoot(NamedTuple):
     blobs: tuple[str, ...]
     about: str
     until: float | None = None
+
+    def has_expired(self, now: float) -> bool:
+        """Return whether the root protects nothing any more at this time.
+
+        Args:
+            now: The current time, in seconds since the epoch.
+        """
+        return self.until is not None and self.until <= now
 
 
 def root_name(kind: str, *holder: str) -> str:
@@ -97,28 +105,6 @@ def roots(store: ObjectStore) -> Iterator[tuple[str, GcRoot]]:
         root = declared(store, name)
         if root is not None:  # otherwise it has just been withdrawn
             yield name, root
-
-
-def kept(found: Sequence[tuple[str, GcRoot]], now: float) -> set[str]:
-    """Return the keys of the blobs that these roots protect at this time.
-
-    Args:
-        found: The roots that `roots` yielded.
-        now: The current time, in seconds since the epoch.
-    """
-    return {
-        key for _, root in found if root.until is None or root.until > now for key in root.blobs
-    }
-
-
-def expired(found: Sequence[tuple[str, GcRoot]], now: float) -> list[str]:
-    """Return the names of the roots that have expired.
-
-    Args:
-        found: The roots that `roots` yielded.
-        now: The current time, in seconds since the epoch.
-    """
-    return [name for name, root in found if root.until is not None and root.until <= now]
 
 
 def _read(name: str, data: bytes, where: str) -> GcRoot:

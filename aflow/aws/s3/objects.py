@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import parse_qs, urlsplit
 
-from aflow._core.records import NamedTuple, dataclass, replace
+from aflow._core.records import NamedTuple, dataclass
 from aflow._core.settings import Settings
 from aflow.errors import InvalidSetting, S3InvalidRange, S3InvalidUrl
 from aflow.flow.current import current
@@ -98,17 +98,6 @@ class S3Object:
             self.content_type, self.metadata, self.range_info, self.encryption,
         )  # fmt: skip
         return any(each is not None for each in known)
-
-    def without_info(self) -> S3Object:
-        """Return the same object with only its bytes."""
-        return replace(
-            self,
-            content_type=None,
-            metadata=None,
-            range_info=None,
-            last_modified=None,
-            encryption=None,
-        )
 
     def __repr__(self) -> str:
         if self.path is not None:

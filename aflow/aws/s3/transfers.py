@@ -124,22 +124,11 @@ def _disk(path: str) -> Iterator[None]:
         raise S3Failed(f"{path} cannot be written: {error.strerror}.") from error
 
 
-@contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[UploadSource]:
-    """Yield the bytes of the file at `path`.
-
-    Args:
-        path: The path on this machine.
-
-    Raises:
-        S3NotFound: If the file cannot be opened.
-    """
+def _opened(path: str) -> BinaryIO:
     try:
-        file = open(path, "rb")  # noqa: SIM115 -- closed below; only errors of open() are translated
+        return open(path, "rb")
     except OSError as error:
         raise S3NotFound(f"The local file {path} cannot be read: {error.strerror}.") from error
-    with file:
-        yield FileSource(file)
 
 
 def source_of(key: str, value: PutValue | None) -> UploadSource:
@@ -216,7 +205,14 @@ _LARGE = 1 << 20  # bytes; uploads above this are limited to a few at a time
 _LARGE_AT_ONCE = 4
 # Metaflow's key of user metadata, so that both read each other's objects.
 _ATTRIBUTES = "metaflow-user-attributes"
+
+
+class _WasThere(S3Failed):
+    """An object exists that must not be overwritten."""
+
+
 _KINDS: tuple[tuple[type[StorageError], type[S3Error]], ...] = (
+    (ConditionFailed, _WasThere),
     (ObjectNotFound, S3NotFound),
     (AccessDenied, S3AccessDenied),
     (OutOfRange, S3InvalidRange),
@@ -310,15 +306,13 @@ class Transfers:
             )
         finally:
             sink.close()
-        fetched = _described(url, prefix, answer, sink.path)
-        return fetched if return_info else fetched.without_info()
+        if not return_info:
+            return S3Object(url, prefix, sink.path, int(answer["ContentLength"]))
+        return _described(url, prefix, answer, sink.path)
 
     async def _head(self, url: str) -> S3Object:
-        async def ask(subject: Subject, where: Mapping[str, str]) -> Any:
-            with translated(subject):
-                return await self.s3.head_object(**where)
-
-        return _described(url, self._root.url, await self._tried(url, ask))
+        answer = await self._asked(url, "head_object", split(url).arguments)
+        return _described(url, self._root.url, answer)
 
     # -------------------------------------------------------------- listing
 
@@ -348,9 +342,9 @@ class Transfers:
     async def _listing(self, begin: str, delimiter: str) -> list[S3Object]:
         bucket, prefix = split(begin)
         found: list[S3Object] = []
-        asked: dict[str, Any] = {"Prefix": prefix, "Delimiter": delimiter, "MaxKeys": PAGE}
+        asked = {"Bucket": bucket, "Prefix": prefix, "Delimiter": delimiter, "MaxKeys": PAGE}
         while True:
-            page = await self._tried(begin, self._page(bucket, asked))
+            page = await self._asked(begin, "list_objects_v2", asked)
             here = [
                 S3Object(f"s3://{bucket}/{each['Key']}", begin, size=each["Size"])
                 for each in page.get("Contents", ())
@@ -363,13 +357,6 @@ class Transfers:
             if not page.get("IsTruncated"):
                 return found
             asked["ContinuationToken"] = page["NextContinuationToken"]
-
-    def _page(self, bucket: str, asked: Mapping[str, Any]) -> _Act[Any]:
-        async def ask(subject: Subject, where: Mapping[str, str]) -> Any:
-            with translated(subject):
-                return await self.s3.list_objects_v2(Bucket=bucket, **asked)
-
-        return ask
 
     # -------------------------------------------------------------- writing
 
@@ -421,8 +408,9 @@ class Transfers:
     async def _put_file(self, given: S3PutObject, overwrite: bool) -> str | None:
         if given.path is None:
             raise S3NotFound(f"No local file is given for {given.key!r}.")
-        with opened(given.path) as source:
-            return await self._send(self._root.url_of(given.key), given, source, overwrite)
+        with _opened(given.path) as file:
+            url = self._root.url_of(given.key)
+            return await self._send(url, given, FileSource(file), overwrite)
 
     async def _sent(
         self,
@@ -439,7 +427,7 @@ class Transfers:
         if not overwrite:
             # Check first: this avoids the upload of an existing object, and works on servers
             # without conditional writes.
-            if await _is_there(self._head(url)):
+            if (await _or_missing(self._head(url), url, None, True)).exists:
                 return None
             condition = {"IfNoneMatch": "*"}
         about = _about(given, self._encryption)
@@ -463,24 +451,27 @@ class Transfers:
     async def _all(self, work: Iterable[Any]) -> list[Any]:
         return await some_at_once(iter(work), self._workers)
 
+    async def _asked(self, url: str, operation: str, values: Mapping[str, Any]) -> Any:
+        """Return the response to an operation, by its name in botocore."""
+
+        async def ask(subject: Subject, where: Mapping[str, str]) -> Any:
+            with translated(subject):
+                return await getattr(self.s3, operation)(**values)
+
+        return await self._tried(url, ask)
+
     async def _tried(self, url: str, act: _Act[T]) -> T:
         """Return the result of `act` for the object at `url`, with retries and the errors of S3."""
         place = split(url)
         subject = Subject(url, f"There is no object {url}.")
         try:
             return await retried(lambda: act(subject, place.arguments))
-        except ConditionFailed as error:
-            raise _WasThere(str(error)) from error
         except StorageError as error:
             kind = next(kind for storage, kind in _KINDS if isinstance(error, storage))
             raise kind(str(error)) from error
 
 
 _Act = Callable[[Subject, Mapping[str, str]], Awaitable[T]]
-
-
-class _WasThere(S3Failed):
-    """An object exists that must not be overwritten."""
 
 
 async def _or_missing(
@@ -492,14 +483,6 @@ async def _or_missing(
         if not return_missing:
             raise
         return S3Object(url, prefix)
-
-
-async def _is_there(head: Awaitable[S3Object]) -> bool:
-    try:
-        await head
-    except S3NotFound:
-        return False
-    return True
 
 
 def _about(given: S3PutObject, encryption: str | None) -> dict[str, Any]:

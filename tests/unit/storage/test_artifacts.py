@@ -469,8 +469,8 @@ def test_a_set_with_another_order_inside_is_unchanged(blobs: BlobStore) -> None:
 
 
 @pytest.mark.parametrize("value", [1, "text", (1, ("a", frozenset({2})), None), 2.5, b"1", True])
-def test_immutable_values_are_unchanged_without_looking(value: object) -> None:
-    assert unchanged(value, Entry("pickle5", 0, "", {}, b"never looked at"))
+def test_immutable_values_are_unchanged_without_looking(blobs: BlobStore, value: object) -> None:
+    assert unchanged(value, Entry("pickle5", 0, "", {}, b"never looked at"), blobs)
 
 
 def test_an_untouched_large_array_is_saved_again_without_hashing(

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import cached_property
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 from botocore.config import Config
 from botocore.parsers import ResponseParserError
@@ -43,13 +43,6 @@ ONCE = {**PATIENT, "retries": {"total_max_attempts": 1}}
 """`PATIENT` without retries, for callers that retry themselves."""
 QUICK = {"connect_timeout": 4, "read_timeout": 8, "retries": {"total_max_attempts": 2}}
 """Short timeouts and one retry, for interactive commands."""
-
-
-class AwsAnswer(NamedTuple):
-    """The result of a call; `date` is the header Date, the time of the server's clock."""
-
-    values: dict[str, Any]
-    date: str | None
 
 
 class AwsClient:
@@ -101,7 +94,12 @@ class AwsClient:
                 AwsUnauthorized if it may succeed with other credentials.
             InvalidSetting: If no region is configured.
         """
-        return self.answer(service, operation, **values).values
+        try:
+            return self._made(service, operation, values)
+        except AwsUnauthorized:
+            # They may have been renewed in their file, or by a credential process.
+            self.close()
+            return self._made(service, operation, values)
 
     def try_call(self, service: str, operation: str, **values: Any) -> dict[str, Any] | None:
         """Return the result of a call; None if the resource does not exist.
@@ -137,29 +135,6 @@ class AwsClient:
             if not page.get("nextToken"):
                 return
             values["nextToken"] = page["nextToken"]
-
-    def answer(self, service: str, operation: str, **values: Any) -> AwsAnswer:
-        """Call AWS as `call` does.
-
-        Args:
-            service: The name of the service in botocore.
-            operation: The name of the operation in botocore.
-            **values: The parameters of the call.
-
-        Returns:
-            The result, and the Date header of the response.
-
-        Raises:
-            AwsError: If AWS rejects the call, or does not respond.
-            InvalidSetting: If no region is configured.
-        """
-        try:
-            found = self._made(service, operation, values)
-        except AwsUnauthorized:
-            # They may have been renewed in their file, or by a credential process.
-            self.close()
-            found = self._made(service, operation, values)
-        return AwsAnswer(found, found["ResponseMetadata"]["HTTPHeaders"].get("date"))
 
     def _made(self, service: str, operation: str, values: Mapping[str, Any]) -> dict[str, Any]:
         with _described(service):
@@ -203,23 +178,18 @@ class AwsClient:
         kind = found[0].get("computeResources", {}).get("type", "") if found else ""
         return str(kind).startswith("FARGATE")
 
-    def register(self, definition: Mapping[str, Any]) -> bool:
+    def register(self, definition: Mapping[str, Any]) -> None:
         """Register a job definition, unless it exists.
 
         Args:
             definition: The job definition.
-
-        Returns:
-            Whether it was registered now.
         """
         name = definition["jobDefinitionName"]
         found = self.call(
             "batch", "describe_job_definitions", jobDefinitionName=name, status="ACTIVE"
         )
-        if found["jobDefinitions"]:
-            return False
-        self.call("batch", "register_job_definition", **definition)
-        return True
+        if not found["jobDefinitions"]:
+            self.call("batch", "register_job_definition", **definition)
 
     def submit(self, values: Mapping[str, Any]) -> str:
         """Submit a job. After AwsBusy it is unknown whether the job was submitted.
@@ -241,26 +211,25 @@ class AwsClient:
         found: list[dict[str, Any]] = self.call("batch", "describe_jobs", jobs=[*jobs])["jobs"]
         return found
 
-    def last_lines(self, group: str, stream: str, count: int = LINES) -> list[str]:
+    def last_lines(self, group: str, stream: str) -> list[str]:
         """Return the last lines of a log in CloudWatch; none if it cannot be read.
 
         Args:
             group: The log group.
             stream: The log stream.
-            count: The maximum number of lines.
         """
         try:
             # With only a limit, CloudWatch returns the newest events.
             found = self.call(
-                "logs", "get_log_events", logGroupName=group, logStreamName=stream, limit=count
+                "logs", "get_log_events", logGroupName=group, logStreamName=stream, limit=LINES
             )
         except AwsError as error:
             _log.info("the log %s cannot be read: %s", stream, error)
             return []
-        events = found.get("events", [])[-count:]
+        events = found.get("events", [])
         lines = [line for each in events for line in str(each["message"]).splitlines()]
         return [
-            line.replace("\t", "    ")[:LONGEST_LINE] for line in lines[-count:] if line.strip()
+            line.replace("\t", "    ")[:LONGEST_LINE] for line in lines[-LINES:] if line.strip()
         ]
 
     def listed(self, **of: Any) -> Iterator[dict[str, Any]]:
@@ -280,6 +249,16 @@ class AwsClient:
             reason: The reason, in one sentence.
         """
         self.call("batch", "terminate_job", jobId=job, reason=reason)
+
+
+def date_of(answer: Mapping[str, Any]) -> str | None:
+    """Return the Date header of a response, the time of the server's clock; None if it has none.
+
+    Args:
+        answer: The result of `AwsClient.call`.
+    """
+    date: str | None = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+    return date
 
 
 @contextmanager

@@ -118,37 +118,24 @@ def in_jobs(
     """
     if executor in JOB_SYSTEMS:
         return dict.fromkeys(definition.steps, executor)
+    named = {each.partition(":")[0].strip() for each in decospecs}
     found: dict[str, str] = {}
-    for system in reversed(JOB_SYSTEMS):
-        marked = {
-            name: decorator
-            for name, step in definition.steps.items()
-            if (decorator := step.decorator(system)) is not None
-        }
-        if marked and not any(each.partition(":")[0].strip() == system for each in decospecs):
-            has_place = _PLACES[system]()
-            marked = {name: each for name, each in marked.items() if has_place(each)}
-        found.update(dict.fromkeys(marked, system))
+    for name, step in definition.steps.items():
+        for system in JOB_SYSTEMS:
+            decorator = step.decorator(system)
+            if decorator is not None and (system in named or _is_available(system, decorator)):
+                found[name] = system
+                break
     return found
 
 
-def _place_on_batch() -> Callable[[Any], bool]:
-    queue = aws.settings.AwsSettings.load().queue
-    return lambda batch: bool(batch.queue or queue)
-
-
-def _place_on_slurm() -> Callable[[Any], bool]:
-    is_there = shutil.which("sbatch") is not None
-    return lambda slurm: is_there
-
-
-def _place_on_kubernetes() -> Callable[[Any], bool]:
-    named = looked_up("KUBERNETES_NAMESPACE")
-    return lambda kubernetes: bool(kubernetes.namespace or named)
-
-
-# Whether a decorator's job system is available: a job queue, Slurm's commands, a namespace.
-_PLACES = {"batch": _place_on_batch, "slurm": _place_on_slurm, "kubernetes": _place_on_kubernetes}
+def _is_available(system: str, decorator: Any) -> bool:
+    """Return whether the job system of a decorator is available."""
+    if system == "batch":
+        return bool(decorator.queue or aws.settings.AwsSettings.load().queue)
+    if system == "slurm":
+        return shutil.which("sbatch") is not None
+    return bool(decorator.namespace or looked_up("KUBERNETES_NAMESPACE"))
 
 
 def with_locks(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from aflow.environments.shipping import Shipment
     from aflow.environments.transport import StoredEnvironments as EnvironmentShipment
     from aflow.flow.definition import FlowDefinition
-    from aflow.step_functions.plan import Events, Ticks
+    from aflow.step_functions.plan import Events
     from aflow.storage.base import ObjectStore
 
 # The AWS API calls for deployments: Step Functions, AWS Batch, EventBridge. They block.
@@ -87,15 +87,6 @@ class StateMachineExecution(NamedTuple):
 
 class Aws(Executions):
     """The AWS API calls for deployments."""
-
-    def with_platforms(self, queues: Iterable[str]) -> Account:
-        """Return the account, with those of these queues that run jobs on Fargate.
-
-        Args:
-            queues: The names or ARNs of the job queues; each is described once.
-        """
-        fargate = frozenset(queue for queue in queues if self.is_fargate(queue))
-        return self.account._replace(fargate=fargate)
 
     # ------------------------------------------------------------ state machines
 
@@ -366,17 +357,19 @@ LONGEST_INPUT = 6000  # bytes of parameters: a variable of a job, which has 8 KB
 
 
 class Deployed(NamedTuple):
-    """The result of `create`: the plan, the number of new job definitions, whether the state
-    machine is new, and its previous label; None if there was none."""
+    """The result of `create`: the plan, whether the state machine is new, and its previous label;
+    None if there was none."""
 
     plan: DeploymentPlan
-    new_jobs: int
     new_machine: bool
     before: Label | None
 
 
 class StateMachineDeployer:
-    """Deploys one flow, and manages its executions. All methods block."""
+    """Deploys one flow, and manages its executions. All methods block.
+
+    `records_in_store` is whether jobs record runs in the object store; known after `create` or
+    `differences`."""
 
     def __init__(
         self, definition: FlowDefinition, settings: Settings, options: DeploymentOptions
@@ -387,7 +380,7 @@ class StateMachineDeployer:
         self._known = AwsSettings.load()
         self._aws = Aws(self._known)
         self._tokens = Tokens.of_user()
-        self._in_store = False
+        self.records_in_store = False
         self.flow = definition.name
         self.name = name_of(definition, options, settings.user, self._known)
 
@@ -418,8 +411,8 @@ class StateMachineDeployer:
     def _account(self) -> Account:
         """Return the account, with the queues of this flow that run jobs on Fargate."""
         self._known.needed("queue", "The job queue of AWS Batch")
-        steps = self._definition.steps.values()
-        return self._aws.with_platforms({queue_of(step, self._known) for step in steps})
+        queues = {queue_of(step, self._known) for step in self._definition.steps.values()}
+        return self._aws.account._replace(fargate=frozenset(filter(self._aws.is_fargate, queues)))
 
     def _shipment(self) -> Shipment | None:
         targets = job_targets(self._definition, self._definition.steps, self._settings)
@@ -454,7 +447,7 @@ class StateMachineDeployer:
             code,
             token,
             owner,
-            in_store=self._in_store,
+            in_store=self.records_in_store,
             shipped=shipment and shipment.variables(self._settings.storage_url),
             environments=environments and environments.of_steps,
         )
@@ -504,13 +497,14 @@ class StateMachineDeployer:
             shipment.put(store, SystemClock.now())
         made = self._planned(account, code, token, owner, shipment, environments)
         store.put(spec_name(made.spec_key), [made.spec])
-        new_jobs = sum(self._aws.register(each) for each in made.jobs)
+        for job in made.jobs:
+            self._aws.register(job)
         self._aws.put_machine(self.name, made.definition, log_history=log_history)
         self._start_by(made)
         self._tokens.remember(self._arn, token)
         if not self._has_running():
             self._keep(store, needed, only=True)
-        return Deployed(made, new_jobs, there is None, before)
+        return Deployed(made, there is None, before)
 
     def _keep(self, store: ObjectStore, blobs: Sequence[str], *, only: bool = False) -> None:
         """Declare the blobs that the state machine needs (its code, the shipped aflow) as a root,
@@ -533,13 +527,8 @@ class StateMachineDeployer:
         object store if the metadata service is one of Metaflow, which cannot store aflow's
         records."""
         with closing(open_metadata(self._settings.metadata_url)) as metadata:
-            self._in_store = isinstance(metadata, RegisteringMetadata)
+            self.records_in_store = isinstance(metadata, RegisteringMetadata)
             metadata.run(self.flow, "none")
-
-    @property
-    def records_in_store(self) -> bool:
-        """Whether jobs record runs in the object store; known after `create` or `differences`."""
-        return self._in_store
 
     def _token(
         self, there: StateMachine | None, authorize: str | None, new: str | None, *, generate: bool
@@ -593,10 +582,9 @@ class StateMachineDeployer:
         deploy."""
         there = self._aws.machine(self.name)
         self._check_metadata()
-        if there is None or there.label is None:
-            planned = self._unstored(self._account(), f"{self.name}-0-none", None)
-        else:
-            planned = self._unstored(self._account(), there.label.token, there.label.owner)
+        label = there and there.label
+        token = label.token if label else f"{self.name}-0-none"
+        planned = self._unstored(self._account(), token, label.owner if label else None)
         return _readable(there.definition) if there else "", _readable(planned)
 
     # ------------------------------------------------------------ executions

@@ -30,7 +30,6 @@ from aflow.executors.remote.attempt import (
     AGAIN,
     Container,
     JobAttempt,
-    Work,
     leave,
     log_line,
     run_job,
@@ -46,10 +45,7 @@ from aflow.runs.attempts import AttemptLogs, LiveAttempt
 from aflow.runs.create import Creation, Driving, current_facts
 from aflow.runs.exit_hooks import run_hooks
 from aflow.runs.liveness import ENGINE
-from aflow.scheduler.messages import (
-    FromForeach,
-    encode_inputs,
-)
+from aflow.scheduler.messages import FromForeach, encode_inputs
 from aflow.scheduler.retry import StepPolicy
 from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState, RunState, TaskState
 from aflow.step_functions.names import too_many_items
@@ -74,15 +70,12 @@ from aflow.task.program import class_from
 from aflow.task.spec import NO_RETRY_EXIT_CODE, AttemptSpec, RunContext
 
 if TYPE_CHECKING:
-    from aflow._core.clock import Clock
     from aflow.executors.base import Usage
+    from aflow.executors.local.executor import StartZygote
     from aflow.flow.definition import FlowDefinition
-    from aflow.flow.graph import Graph
     from aflow.metadata.base import AttemptRecord, MetadataStore
-    from aflow.scheduler.retry import StepPolicy
-    from aflow.step_functions.records import Records
     from aflow.step_functions.spec import DeploymentSpec
-    from aflow.task.spec import AttemptReport, AttemptSpec, RunContext
+    from aflow.task.spec import AttemptReport
 
 BEAT = 10.0  # seconds between heartbeats
 LEASE = 60.0  # seconds without a heartbeat after which the lease of a run expires
@@ -102,13 +95,14 @@ class RecordedAttempt(JobAttempt):
         self._recorded = 0  # the recorded number of log chunks
 
     async def run(
-        self, spec: AttemptSpec, work: Work, new: TaskRecord | None
+        self, spec: AttemptSpec, context: RunContext, start: StartZygote, new: TaskRecord | None
     ) -> tuple[AttemptReport, AttemptRecord]:
         """Run the attempt to its end; the caller must record the end.
 
         Args:
             spec: The specification of the attempt.
-            work: The run and the program that the attempt belongs to.
+            context: The run that the attempt belongs to.
+            start: The starter of zygotes.
             new: The record of the task, if it is not recorded yet; else None.
 
         Returns:
@@ -123,12 +117,12 @@ class RecordedAttempt(JobAttempt):
         self._live = LiveAttempt(
             spec.step, spec.fallback, pid=os.getpid(), started_at=self._clock.now()
         )
-        context = work.context
+        deployment = self._deployment
         self._logs = AttemptLogs(
-            self._store, context.flow, context.run, self._deployment.max_log_size, self._stored
+            self._store, context.flow, context.run, deployment.max_log_size, self._stored
         )
         await asyncio.to_thread(self._note_running)
-        executor = await self.begin(work)
+        executor = await self.begin(context, deployment.needs, deployment.request, start)
         # One task group, so that a failing heartbeat ends the attempt: its lease would expire.
         try:
             async with asyncio.TaskGroup() as group:
@@ -300,8 +294,7 @@ class StateMachineJob:
             start = attempt.start_of(step, deployment.environments.get(step), deployment.python)
         except AflowError as error:
             return self._never_ran(records, spec, new, f"The job cannot run the task: {error}")
-        work = Work(self._context(records), deployment.needs, deployment.request, start)
-        report, record = asyncio.run(attempt.run(spec, work, new))
+        report, record = asyncio.run(attempt.run(spec, self._context(records), start, new))
         # Checked after the attempt, because the step determines the number of items.
         fault = too_many_items(self._graph, step, report.splits, distributed=deployment.distributed)
         if fault is not None:

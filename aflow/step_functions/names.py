@@ -162,6 +162,11 @@ _OF_JOB = 6  # events: entered, scheduled, started, submitted, succeeded, exited
 _OF_READING = 5  # events of a state that reads a result
 _OF_PARALLEL = 4  # events of a Parallel or Map state
 _OF_ITEM = 2  # events of an item: started, succeeded
+_BESIDE_JOB = {  # events of the other states of a step
+    Kind.SPLIT: _OF_PARALLEL,
+    Kind.FOREACH: _OF_READING + _OF_PARALLEL,
+    Kind.SWITCH: _OF_READING + 2,
+}
 _PLACE = 24  # bytes of a place, and of the JSON syntax around the name of a step
 
 
@@ -177,17 +182,8 @@ def items(graph: Graph, step: str, *, distributed: bool) -> int:
     if distributed:
         return DISTRIBUTED_ITEMS
     inside = [each for each in graph.nodes.values() if step in each.splits]
-    return (EVENTS - _OTHER_EVENTS) // (_OF_ITEM + sum(map(_events, inside)))
-
-
-def _events(node: Node) -> int:
-    if node.kind is Kind.SPLIT:
-        return _OF_JOB + _OF_PARALLEL
-    if node.kind is Kind.FOREACH:
-        return _OF_JOB + _OF_READING + _OF_PARALLEL
-    if node.kind is Kind.SWITCH:
-        return _OF_JOB + _OF_READING + 2
-    return _OF_JOB
+    events = sum(_OF_JOB + _BESIDE_JOB.get(each.kind, 0) for each in inside)
+    return (EVENTS - _OTHER_EVENTS) // (_OF_ITEM + events)
 
 
 def too_many_items(graph: Graph, step: str, count: int | None, *, distributed: bool) -> str | None:

@@ -31,8 +31,6 @@ from aflow.step_functions.spec import ENDED, NOBODY, DeploymentSpec, spec_key
 from aflow.task.program import for_later, request_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from aflow._core.settings import Settings
     from aflow.aws.settings import Account, AwsSettings
     from aflow.environments.lock import Shipped

@@ -60,11 +60,11 @@ class Stack:
                 raise InvalidInput(
                     f"There is no stack {self._name} in this region and account: {error.detail}."
                 ) from error
-            raise StackUnreadable(self._failed(service, error.detail or str(error))) from error
+            why = (error.detail or str(error)).rstrip(".")
+            raise StackUnreadable(
+                f"The stack {self._name} cannot be read: {service} says: {why}."
+            ) from error
         except InvalidSetting as error:
             raise InvalidInput(
                 "The region of the stack is not known: give --region, or set AWS_DEFAULT_REGION."
             ) from error
-
-    def _failed(self, service: str, why: str) -> str:
-        return f"The stack {self._name} cannot be read: {service} says: {why.rstrip('.')}."

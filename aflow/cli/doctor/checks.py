@@ -298,16 +298,16 @@ def _aws(settings: Settings, aws: AwsSettings, clocks: Clocks) -> Iterator[Findi
     runs_there = settings.executor == "batch"
     if not (_names_any(aws) or table or secrets or runs_there):
         return
-    from aflow.aws.client import QUICK, AwsClient
+    from aflow.aws.client import QUICK, AwsClient, date_of
 
     account = AwsClient(manner=QUICK)
     try:
-        identity = account.answer("sts", "get_caller_identity")
+        identity = account.call("sts", "get_caller_identity")
     except AflowError as error:
         yield fail("credentials", str(error), "Nothing else of AWS can be looked at before.")
         return
-    yield ok("credentials", f"{identity.values['Arn']}")
-    clocks.record("AWS", identity.date)
+    yield ok("credentials", f"{identity['Arn']}")
+    clocks.record("AWS", date_of(identity))
     yield from _batch(settings, aws, account)
     yield from _step_functions(settings, aws, account)
     if table is not None:

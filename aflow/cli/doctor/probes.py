@@ -135,13 +135,13 @@ def date_of_store(url: str) -> str | None:
     Args:
         url: The URL of the datastore, `s3://...`.
     """
-    from aflow.aws.client import QUICK, AwsClient
+    from aflow.aws.client import QUICK, AwsClient, date_of
 
     parts = urlsplit(url)
     options = dict(parse_qsl(parts.query))
     store = AwsClient(options.get("region"), endpoint=options.get("endpoint"), manner=QUICK)
     try:
-        return store.answer("s3", "head_bucket", Bucket=parts.netloc).date
+        return date_of(store.call("s3", "head_bucket", Bucket=parts.netloc))
     except (AwsError, InvalidSetting):
         return None  # another check reports whether the store works
 

@@ -18,6 +18,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -60,11 +61,13 @@ THREADS = 16  # concurrent calls
 AWAY = Backoff(1.0, 30.0)  # while the datastore or the system is unavailable
 LAG = 75.0  # seconds until a report is visible: NFS caches a directory for up to a minute
 PATIENCE = 600.0  # seconds for which the datastore or the system may be unavailable
+_UNKNOWN = JobStatus("", JobState.UNKNOWN)
 _NAMED = "name="  # the prefix of a handle while the job's id is unknown
 
 T = TypeVar("T")
 
 
+@dataclass(slots=True, eq=False)
 class _Array:
     """A single job, an array of jobs, or a job of several nodes.
 
@@ -75,17 +78,14 @@ class _Array:
     `status` is the last one from the system. While some of its attempts wait, `since` is when the
     wait started, and `answer` the system's reason from `why_waiting`."""
 
-    __slots__ = ("answer", "attempt_keys", "away", "id", "mark", "since", "status", "step")
-
-    def __init__(self, id: str, step: str, attempt_keys: dict[int, AttemptKey], mark: str) -> None:
-        self.id = id
-        self.step = step
-        self.attempt_keys = attempt_keys
-        self.mark = mark
-        self.away = 0
-        self.status = JobStatus(id, JobState.UNKNOWN)
-        self.since: float | None = None
-        self.answer: str | None = None
+    id: str
+    step: str
+    attempt_keys: dict[int, AttemptKey]
+    mark: str
+    away: int = 0
+    status: JobStatus = _UNKNOWN
+    since: float | None = None
+    answer: str | None = None
 
     @property
     def reason(self) -> str:
@@ -131,9 +131,9 @@ class JobExecutor(RemoteExecutor[str]):
         self._orphans: list[Orphan] = []
         self._arrays: dict[str, _Array] = {}  # those with attempts that have not ended
         self._queues: dict[str, str] = {}  # by step
+        # Of attempts that have not ended, or whose cancellation has not been sent.
         self._places: dict[AttemptKey, tuple[_Array, int]] = {}
         self._cancels: dict[AttemptKey, tuple[AttemptState, str]] = {}  # cancellations to send
-        self._left: dict[AttemptKey, tuple[_Array, int]] = {}  # places of those that were given up
         # Attempts that the system was, or will be, asked to end.
         self._stopping: dict[AttemptKey, tuple[AttemptState, str]] = {}
         self._late: dict[AttemptKey, float] = {}  # until when a report may be on its way
@@ -142,7 +142,6 @@ class JobExecutor(RemoteExecutor[str]):
         # ended.
         self._suspects: dict[str, bool] = {}
         self._read: set[str] = set()  # names of messages
-        self._searches: dict[str, str] = {}  # ids of jobs by their names
         self._board = JobBoard(metadata)
         self._turn = 0
         self._waiting: Waiting | None = None
@@ -314,12 +313,11 @@ class JobExecutor(RemoteExecutor[str]):
     def _know(self, array: _Array) -> None:
         """Track the job of these attempts."""
         for index, attempt_key in array.attempt_keys.items():
-            if attempt_key in self._mail.away:
+            is_away = attempt_key in self._mail.away
+            # A cancelled attempt was given up before its job was known: terminate the job.
+            if is_away or attempt_key in self._cancels:
                 self._places[attempt_key] = array, index
-                array.away += 1
-            elif attempt_key in self._cancels:
-                # It was given up before its job was known: terminate the job.
-                self._left[attempt_key] = array, index
+            array.away += is_away
         if array.away:
             self._arrays[array.id] = array
             _, attempt = next(iter(array.attempt_keys.values()))
@@ -342,22 +340,23 @@ class JobExecutor(RemoteExecutor[str]):
         """Clean up after an attempt that has ended; stop polling its job if it was the last one."""
         self._stopping.pop(attempt_key, None)
         self._late.pop(attempt_key, None)
-        array, index = self._places.pop(attempt_key, (None, 0))
+        array, _ = self._places.get(attempt_key, (None, 0))
         if array is not None:
-            if attempt_key in self._cancels:
-                self._left[attempt_key] = array, index
+            if attempt_key not in self._cancels:
+                del self._places[attempt_key]
             array.away -= 1
             if not array.away:
                 del self._arrays[array.id]
                 self._poller.unwatch(array.id)
 
     async def _terminate(self, cancels: Mapping[AttemptKey, tuple[AttemptState, str]]) -> None:
-        left, self._left = self._left, {}
         by_array: defaultdict[_Array, list[int]] = defaultdict(list)
         for attempt_key in cancels:
-            place = self._places.get(attempt_key) or left.get(attempt_key)
-            if place is not None:
-                by_array[place[0]].append(place[1])
+            array, index = self._places.get(attempt_key, (None, 0))
+            if array is not None:
+                by_array[array].append(index)
+                if attempt_key not in self._mail.away:
+                    del self._places[attempt_key]
         reason = next((reason for _, reason in cancels.values()), "")
         ends = []
         for array, indexes in by_array.items():
@@ -368,7 +367,11 @@ class JobExecutor(RemoteExecutor[str]):
             }
             whole = not others or array.mark != ":"
             ids = {array.id} if whole else {self._system.member(array.id, at) for at in indexes}
-            ends += self._terminations(sorted(ids), reason)
+            most, chosen = self._system.limits.terminated, sorted(ids)
+            ends += [
+                partial(self._system.terminate, chosen[at : at + most], reason)
+                for at in range(0, len(chosen), most)
+            ]
         results = await asyncio.gather(
             *(self._patiently(each, 2 * self._grace) for each in ends), return_exceptions=True
         )
@@ -377,13 +380,6 @@ class JobExecutor(RemoteExecutor[str]):
                 raise result  # otherwise it is given up after its grace period
         if ends:
             self._poller.hurry()
-
-    def _terminations(self, ids: Sequence[str], reason: str) -> list[Callable[[], None]]:
-        most = self._system.limits.terminated
-        return [
-            partial(self._system.terminate, ids[at : at + most], reason)
-            for at in range(0, len(ids), most)
-        ]
 
     async def _patiently(self, call: Callable[[], T], patience: float = PATIENCE) -> T:
         """Return the result of the call; retry, and log the wait, while a system is unavailable."""
@@ -411,6 +407,7 @@ class JobExecutor(RemoteExecutor[str]):
     async def _find_orphans(self) -> None:
         """Find the jobs of an earlier coordinator; submit attempts without a job."""
         found: dict[str, _Array] = {}
+        searched: dict[str, str | None] = {}  # ids of jobs by their names
         unknown: list[AttemptSpec] = []
         for spec, handle, started_at in self._orphans:
             handle = handle.partition(AGAIN)[0]
@@ -418,7 +415,10 @@ class JobExecutor(RemoteExecutor[str]):
             job, _, index = handle.partition(mark or ":")
             if job.startswith(_NAMED):
                 name = job.removeprefix(_NAMED)
-                job = await self._searched(name, self._job_of(spec.step, spec.attempt))
+                if name not in searched:
+                    of = self._job_of(spec.step, spec.attempt)
+                    searched[name] = await self._patiently(partial(self._system.find, name, of))
+                job = searched[name] or ""
             if job:
                 array = found.setdefault(job, _Array(job, spec.step, {}, mark))
                 array.attempt_keys[int(index or 0)] = (spec.task, spec.attempt)
@@ -429,13 +429,6 @@ class JobExecutor(RemoteExecutor[str]):
             self._know(array)
         self._outgoing += unknown
         self._news.set()
-
-    async def _searched(self, name: str, job: StepJob) -> str:
-        """Return the id of the job with this name; empty if there is none."""
-        if name not in self._searches:
-            found = await self._patiently(lambda: self._system.find(name, job))
-            self._searches[name] = found or ""
-        return self._searches[name]
 
     # ------------------------------------------------------------ from jobs
 

@@ -244,19 +244,14 @@ class SlurmSystem:
         output = self._folder / f"{submission.name}.{'%a' if is_array else 'out'}"
         nodes = submission.size if job.is_gang else 1
         arguments = [
-            "--parsable", "--no-requeue", "--export=ALL", "--open-mode=append",
-            f"--job-name={submission.name}", f"--output={output}", *job.arguments,
+            "--no-requeue", f"--job-name={submission.name}", f"--output={output}", *job.arguments,
             *([f"--array=0-{submission.size - 1}"] if is_array else []),
             f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1",
         ]  # fmt: skip
         environment = {
             **submission.environment, "AFLOW_JOB_SYSTEM": SLURM, "AFLOW_JOB_NODES": str(nodes),
         }  # fmt: skip
-        script = _script(job.python, nodes)
-        printed = _run("sbatch", *arguments, script=script, more=environment, refused=JobRefused)
-        number = printed.strip().split("\n")[-1].partition(";")[0]
-        if not number.isdigit():
-            raise JobSystemError(f"sbatch did not print the number of the job, but {printed!r}.")
+        number = _sbatch(arguments, _script(job.python, nodes), environment)
         return f"{number}@{submission.name}"
 
     def find(self, name: str, job: SlurmJob) -> str | None:
@@ -366,13 +361,12 @@ def submit_workers(
     """
     folder.mkdir(parents=True, exist_ok=True)
     command = shlex.join([sys.executable, "-m", "aflow", "worker", *argv])
-    printed = _run(
-        "sbatch", "--parsable", "--export=ALL", "--job-name=aflow-worker", "--open-mode=append",
-        f"--array=0-{count - 1}", "--nodes=1", "--ntasks=1", f"--cpus-per-task={cpus}",
-        "--signal=B:TERM@60", f"--output={folder}/worker-%A_%a.log", *options,
-        script=f"#!/bin/sh\nexec {command}\n", more=variables, refused=JobRefused,
-    )  # fmt: skip
-    return printed.strip().split("\n")[-1].partition(";")[0]
+    arguments = [
+        "--job-name=aflow-worker", f"--array=0-{count - 1}", "--nodes=1", "--ntasks=1",
+        f"--cpus-per-task={cpus}", "--signal=B:TERM@60", f"--output={folder}/worker-%A_%a.log",
+        *options,
+    ]  # fmt: skip
+    return _sbatch(arguments, f"#!/bin/sh\nexec {command}\n", variables)
 
 
 # ------------------------------------------------------------------ output of Slurm
@@ -540,6 +534,18 @@ def _output_ends(path: str) -> str:
 
 
 # ------------------------------------------------------------------ commands
+
+
+def _sbatch(arguments: Sequence[str], script: str, variables: Mapping[str, str]) -> str:
+    """Submit a job whose output is appended to its file, and return its number."""
+    printed = _run(
+        "sbatch", "--parsable", "--export=ALL", "--open-mode=append", *arguments,
+        script=script, more=variables, refused=JobRefused,
+    )  # fmt: skip
+    number = printed.strip().split("\n")[-1].partition(";")[0]
+    if not number.isdigit():
+        raise JobSystemError(f"sbatch did not print the number of the job, but {printed!r}.")
+    return number
 
 
 def _run(

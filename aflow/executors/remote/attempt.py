@@ -253,15 +253,6 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-class Work(NamedTuple):
-    """The context of an attempt: run, steps, program, and the starter of zygotes."""
-
-    context: RunContext
-    needs: Mapping[str, StepNeeds]
-    request: LoadRequest
-    start: StartZygote
-
-
 class JobAttempt:
     """Runs the attempt of a job and handles SIGTERM. Subclasses report it.
 
@@ -305,11 +296,20 @@ class JobAttempt:
             raise CodePackageError(why_not)
         return self._container.zygote.start
 
-    async def begin(self, work: Work) -> ProcessExecutor:
+    async def begin(
+        self,
+        context: RunContext,
+        needs: Mapping[str, StepNeeds],
+        request: LoadRequest,
+        start: StartZygote,
+    ) -> ProcessExecutor:
         """Start the executor of the attempt.
 
         Args:
-            work: The context of the attempt.
+            context: The run of the attempt.
+            needs: The steps of the flow.
+            request: How to load the flow.
+            start: The starter of zygotes.
 
         Returns:
             The started executor; the caller stops it.
@@ -317,10 +317,8 @@ class JobAttempt:
         Raises:
             AflowError: If the code or the environment cannot be prepared.
         """
-        executor = ProcessExecutor(
-            work.needs, work.request, work.start, self._clock, max_workers=1, grace=GRACE
-        )
-        await executor.start(work.context, self)
+        executor = ProcessExecutor(needs, request, start, self._clock, max_workers=1, grace=GRACE)
+        await executor.start(context, self)
         return executor
 
     async def finish(

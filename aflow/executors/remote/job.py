@@ -8,7 +8,6 @@ only if the attempt succeeded, so that failures are visible in the job system.
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import socket
 from functools import partial
@@ -28,7 +27,6 @@ from aflow.executors.remote.attempt import (
     AGAIN,
     Container,
     JobAttempt,
-    Work,
     delivered,
     gang_address,
     leave,
@@ -132,7 +130,7 @@ class OneJob(JobAttempt):
                 group.create_task(self._news.send_until_closed())
                 await self._run(spec)
                 self._news.close()
-            await self._leave(self._stopping)
+            await self._leave()
         except* AflowError as errors:
             raise errors.exceptions[0] from None
         report, _ = await self._end
@@ -154,8 +152,8 @@ class OneJob(JobAttempt):
             job, start = await in_thread(self._prepared, spec.step)
             self._left = [job.max_log_size + SLACK] * 2
             if self._variables.is_gang:
-                spec = spec._replace(address=await self._meet(spec, self._stopping))
-            executor = await self.begin(Work(job.context, job.needs, job.request, start))
+                spec = spec._replace(address=await self._meet(spec))
+            executor = await self.begin(job.context, job.needs, job.request, start)
         except AflowError as error:
             reason = f"The job {self._variables.place.worker} cannot run the task: {error}"
             self._never_ran(spec, AttemptState.FAILED, reason)
@@ -177,28 +175,26 @@ class OneJob(JobAttempt):
         self.started(spec.task, spec.attempt, os.getpid(), now)
         self.settle(base.stopped(spec.task, spec.attempt, state, reason, now, now), NO_USAGE)
 
-    async def _meet(self, spec: AttemptSpec, stopping: asyncio.Event) -> str:
+    async def _meet(self, spec: AttemptSpec) -> str:
         """Return the address of member 0 of the gang; empty if the job is stopped first."""
         loop = asyncio.get_running_loop()
-        patience = float(looked_up("JOB_MEETING_TIMEOUT") or math.inf)
+        given = looked_up("JOB_MEETING_TIMEOUT")
+        patience = None if given is None else float(given)
         meeting = loop.create_task(gang_address(self._rendezvous, spec))
-        stopped = loop.create_task(stopping.wait())
+        stopped = loop.create_task(self._stopping.wait())
         try:
-            await asyncio.wait(
-                [meeting, stopped],
-                timeout=None if math.isinf(patience) else patience,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            both = [meeting, stopped]
+            await asyncio.wait(both, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
             if meeting.done():
                 return await meeting
         finally:
             meeting.cancel()
             stopped.cancel()
-        if stopping.is_set():
+        if self._stopping.is_set():
             return ""
         raise InvalidInput(f"Member 0 of the gang did not begin within {patience:.0f} seconds.")
 
-    async def _leave(self, stopping: asyncio.Event) -> None:
+    async def _leave(self) -> None:
         """Wait for the other nodes in the main node, since its end would end them."""
         variables, place = self._variables, self._variables.place
         if place.nodes == 1 or not place.main_ends_all:
@@ -207,7 +203,7 @@ class OneJob(JobAttempt):
             await in_thread(self._rendezvous.leave, variables.whole_job, place.index)
             return
         give_up_at = asyncio.get_running_loop().time() + PATIENCE
-        while not stopping.is_set():
+        while not self._stopping.is_set():
             left = await in_thread(self._rendezvous.left, variables.whole_job)
             if left >= place.nodes - 1 or asyncio.get_running_loop().time() > give_up_at:
                 return
@@ -247,11 +243,9 @@ class News:
 
     def __init__(self, store: ObjectStore, flow: str, run: str, worker: str) -> None:
         self._box = Mailbox(store, flow, run)
-        self._flow = flow
-        self._run = run
-        self._worker = worker
-        self._host = socket.gethostname()
-        self._number = 0
+        self._last = protocol.ReportsMessage(
+            flow=flow, run=run, worker=worker, host=socket.gethostname(), number=0, events=()
+        )
         self._events: list[tuple[Any, ...]] = []
         self._some = asyncio.Event()
         self._closed = asyncio.Event()
@@ -282,16 +276,8 @@ class News:
                 pass
             events, self._events = self._events, []
             for part in protocol.parts(events):
-                self._number += 1
-                message = protocol.ReportsMessage(
-                    flow=self._flow,
-                    run=self._run,
-                    worker=self._worker,
-                    host=self._host,
-                    number=self._number,
-                    events=part,
-                )
-                await in_thread(self._box.put, message)
+                self._last = self._last._replace(number=self._last.number + 1, events=part)
+                await in_thread(self._box.put, self._last)
             if self._closed.is_set() and not self._events:
                 return
 

@@ -27,8 +27,6 @@ from aflow.task.remote import is_over, record_end
 from aflow.task.spec import AttemptReport, AttemptSpec
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from aflow._core.clock import Clock
     from aflow.environments.build import Built
     from aflow.environments.lock import Shipped

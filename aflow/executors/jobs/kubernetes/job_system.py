@@ -264,8 +264,7 @@ class KubernetesSystem:
 
     def _end_unwanted(self, id: str, job: Object) -> None:
         """End members whose pods may not have existed yet when they were terminated."""
-        ended = {*_intervals(job, "completedIndexes"), *_intervals(job, "failedIndexes")}
-        if left := self._unwanted.get(id, set()) - ended:
+        if left := self._unwanted.get(id, set()) - _ended(job):
             self._delete_pods(_JobId.parse(id), left)
 
     def _give_up_pulling(self, id: str, status: JobStatus) -> None:
@@ -301,7 +300,7 @@ class KubernetesSystem:
         job = self._job(asked.namespace, asked.name)
         if job is None:
             return members
-        ended = {*_intervals(job, "completedIndexes"), *_intervals(job, "failedIndexes")}
+        ended = _ended(job)
         return [each for each in members if _JobId.parse(each).place in ended]
 
     def outcome_of(self, status: JobStatus) -> Outcome:
@@ -471,6 +470,11 @@ def _intervals(job: Object, field: str) -> Iterator[int]:
             yield from range(int(first), int(last or first) + 1)
 
 
+def _ended(job: Object) -> set[int]:
+    """Return the indexes of the members of a Job that have ended."""
+    return {*_intervals(job, "completedIndexes"), *_intervals(job, "failedIndexes")}
+
+
 def _job_status(id: str, job: Object | None, *, was_there: bool) -> JobStatus:
     if job is None:
         version = _DELETED if was_there else JobState.UNKNOWN.value
@@ -482,8 +486,7 @@ def _job_status(id: str, job: Object | None, *, was_there: bool) -> JobStatus:
         state, waiting, ended = JobState.ENDED, 0, size
     else:
         status = job.get("status") or {}
-        ended = sum(1 for field in ("completedIndexes", "failedIndexes")
-                    for _ in _intervals(job, field))  # fmt: skip
+        ended = len(_ended(job))
         waiting = max(0, size - ended - int(status.get("ready") or 0))
         state = JobState.WAITING if waiting == size else JobState.RUNNING
     return JobStatus(
@@ -501,9 +504,7 @@ def _job_status(id: str, job: Object | None, *, was_there: bool) -> JobStatus:
 def _member_status(id: str, seen: _Seen, *, was_there: bool) -> JobStatus:
     if seen.job is None:
         return _job_status(id, None, was_there=was_there)._replace(detail=seen)
-    succeeded = seen.place in {*_intervals(seen.job, "completedIndexes")}
-    failed = seen.place in {*_intervals(seen.job, "failedIndexes")}
-    if succeeded or failed or _condition(seen.job) is not None:
+    if seen.place in _ended(seen.job) or _condition(seen.job) is not None:
         state = JobState.ENDED
     else:
         runs = any((pod.get("status") or {}).get("phase") == "Running" for pod in seen.pods or ())
@@ -515,7 +516,7 @@ def _member_status(id: str, seen: _Seen, *, was_there: bool) -> JobStatus:
         ended=int(state is JobState.ENDED),
         version=state,
         detail=seen,
-        succeeded=succeeded,
+        succeeded=seen.place in {*_intervals(seen.job, "completedIndexes")},
     )
 
 

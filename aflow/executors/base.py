@@ -88,14 +88,11 @@ class Reports(Protocol):
         """
 
 
-class Usage:
+class Usage(NamedTuple):
     """The peak memory of an attempt in bytes and its CPU time in seconds; None if unknown."""
 
-    __slots__ = ("cpu", "max_rss")
-
-    def __init__(self, max_rss: int | None = None, cpu: float | None = None) -> None:
-        self.max_rss = max_rss
-        self.cpu = cpu
+    max_rss: int | None = None
+    cpu: float | None = None
 
 
 NO_USAGE = Usage()

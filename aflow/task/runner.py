@@ -781,7 +781,8 @@ def timed_out(step: StepDefinition) -> TaskTimedOut:
 def alarm(step: StepDefinition) -> Iterator[None]:
     """Raise TaskTimedOut in the step when its time is up.
 
-    Code that does not return to the interpreter is killed from outside, by the executor.
+    Code that does not return to the interpreter is killed from outside, by the executor, and so is
+    a step that runs in another thread, because the program has called its flow there.
 
     Args:
         step: The step, with its decorators.
@@ -789,6 +790,11 @@ def alarm(step: StepDefinition) -> Iterator[None]:
     seconds = timeout_of(step)
     assert seconds is not None, "only a step with @timeout has an alarm"
     import signal
+    import threading
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no signal reaches another thread: the executor ends the step
+        return
 
     def ring(signum: int, frame: Any) -> None:
         frames = traceback.format_list(_own(traceback.extract_stack(frame)))

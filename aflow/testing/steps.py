@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow._core.clock import SystemClock
 from aflow._core.ids import PARAMETERS_STEP, PARAMETERS_TASK
+from aflow._core.process import outer_loop_paused
 from aflow.errors import InvalidInput
 from aflow.flow.spec import FlowSpec
 from aflow.runs.create import included, parameter_values
@@ -139,7 +140,8 @@ class _Bench:
         if step.is_async:
             import asyncio
 
-            report = asyncio.run(runner.run_async(spec))
+            with outer_loop_paused():  # of a notebook, or of an asynchronous test
+                report = asyncio.run(runner.run_async(spec))
         else:
             report = runner.run(spec)
         return self._result(report)
@@ -177,6 +179,8 @@ class _Bench:
         if item is not _NOTHING:
             if not node.splits:
                 raise InvalidInput(f"Step {step.name!r} is in no foreach: it has no self.input.")
+            if index < 0:
+                raise InvalidInput(f"The index of an item is 0 or more, not {index}.")
             manifest.items, count = write_items(
                 [item] * (index + 1), self._blobs, NO_RUN.max_num_splits
             )

@@ -222,3 +222,19 @@ async def test_a_request_that_the_kernel_cannot_take_yet_is_sent_later(
     async with executing(tmp_path, kind) as bench:
         assert "spoken" == await bench.does("speak")
         assert [] == errors
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_damaged_manifest_fails_its_task_alone(kind: str, tmp_path: Path) -> None:
+    async with executing(tmp_path, kind) as bench:
+        other = bench.launch("wait_async" if kind == "coroutine" else "wait")
+        await bench.started(other)
+        task = bench.prepare("speak")
+        manifests = bench.specs[task].manifests
+        manifests[max(manifests)] = b"damaged"  # of its input task
+        bench.executor.launch(bench.specs[task])
+
+        assert ["failed"] == await bench.ended(task)
+        assert "A manifest is damaged" in bench.reason(task)
+        bench.cancel(other)
+        assert ["cancelled"] == await bench.ended(other)

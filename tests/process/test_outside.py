@@ -657,7 +657,7 @@ def test_a_flow_may_be_called_from_an_event_loop_or_a_thread(
 ) -> None:
     (workspace.path / "flow.py").write_text(f"""
 import asyncio, threading
-from aflow import FlowSpec, step
+from aflow import FlowSpec, step, timeout
 
 class Flow_(FlowSpec):
     @step
@@ -665,6 +665,7 @@ class Flow_(FlowSpec):
         await asyncio.sleep(0)
         self.next(self.end)
 
+    @timeout(seconds=60)
     @step
     def end(self):
         self.done = True

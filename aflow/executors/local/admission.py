@@ -15,6 +15,7 @@ import os
 import re
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -307,8 +308,7 @@ class SlotQueue:
         self.machine = machine
         self._waiting: dict[Hashable, _Waiting] = {}
         self._threads = [name for name in THREADS if environment_value(name) is None]
-        # Cache of converted amounts.
-        self._demands: dict[tuple[tuple[str, float], ...], Demand] = {}
+        self._demand = lru_cache(MOST_KINDS)(lambda amounts: demand_of(dict(amounts)))
 
     def submit(
         self, keys: Sequence[Hashable], specs: Sequence[AttemptSpec], amounts: dict[str, float],
@@ -325,17 +325,8 @@ class SlotQueue:
         """
         for key, spec in zip(keys, specs, strict=True):
             self._waiting[key] = _Waiting(spec, amounts, begin)
-        self.slots.add(keys, self._demand(amounts) if amounts else NOTHING)
+        self.slots.add(keys, self._demand((*amounts.items(),)) if amounts else NOTHING)
         self._start()
-
-    def _demand(self, amounts: Mapping[str, float]) -> Demand:
-        key = tuple(amounts.items())
-        demand = self._demands.get(key)
-        if demand is None:
-            if len(self._demands) >= MOST_KINDS:
-                self._demands.clear()
-            demand = self._demands[key] = demand_of(amounts)
-        return demand
 
     def withdraw(self, key: Hashable) -> AttemptSpec | None:
         """Return an attempt after removing it from the queue; None if it has already started.

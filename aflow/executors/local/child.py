@@ -13,13 +13,16 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from aflow._core import ending, process
 from aflow._core.system import end_with_parent, memory_file, out_of_the_way, watch
 from aflow.errors import TaskError
 from aflow.flow.current import current
 from aflow.task.runner import no_terminal
+
+if TYPE_CHECKING:
+    from aflow.flow.spec import FlowSpec
 
 _TRACKERS = (
     "multiprocessing.resource_tracker",
@@ -227,6 +230,23 @@ def _refuse(*args: object, **options: object) -> NoReturn:
     raise TaskError(f"breakpoint() cannot stop: {no_terminal(step)}.")
 
 
+def copies_of(flow: FlowSpec) -> Callable[[], FlowSpec]:
+    """Return a function that creates flows with the attributes that __init__ has set on this one.
+
+    Args:
+        flow: The instance that the user's program has created; its attributes are shared, not
+            copied.
+    """
+    cls, state = type(flow), dict(flow.__dict__)
+
+    def copy() -> FlowSpec:
+        made = object.__new__(cls)
+        made.__dict__.update(state)
+        return made
+
+    return copy
+
+
 def ended_by(error: BaseException) -> int:
     """Print the exception that ended a program, as Python does.
 
@@ -252,16 +272,6 @@ def _of_the_program(error: BaseException) -> Any:
     while trace is not None and trace.tb_frame.f_code.co_filename.startswith((here, "<frozen")):
         trace = trace.tb_next
     return trace or error.__traceback__
-
-
-def end(code: int = 0, release: Callable[[], None] | None = None) -> NoReturn:
-    """Exit as Python would, but faster; see aflow/_core/ending.py.
-
-    Args:
-        code: The exit status.
-        release: Drops the references to the user's objects; None if there are none.
-    """
-    ending.leave(code, release)
 
 
 def end_trackers() -> None:

@@ -63,7 +63,7 @@ class Host:
         self._printed = printed
         self._before = before
         self._code: int | None = None  # exit code of the flow's call
-        self._entered = False
+        self.entered = False  # whether the program has called its flow
         self._error: BaseException | None = None
         self._pid = os.getpid()
 
@@ -80,7 +80,7 @@ class Host:
             return 0
         begun = SystemClock().now()
         code = self.run_program(work.steps, work.send_message)
-        if not self._entered and os.getpid() == self._pid:
+        if not self.entered and os.getpid() == self._pid:
             child.flush()
             work.refuse(self.never_reached(work.step, work.attempt_key, begun, code))
         return code
@@ -107,7 +107,7 @@ class Host:
         host(str(self._program.source.get("file", "The program")))
         try:
             cls = self._program.run()
-            if not self._entered:
+            if not self.entered:
                 self._call(check_is_flow(cls, self._program.source), reached)
         except BaseException as error:  # noqa: BLE001 -- an error of the user's program ends it, as without aflow
             self._error = error
@@ -132,10 +132,10 @@ class Host:
         try:
             flow = cls()
         except TypeError:
-            if self._entered:
+            if self.entered:
                 raise
             flow = object.__new__(cls)  # only the program knows the arguments of its __init__
-        if not self._entered:
+        if not self.entered:
             reached(flow)
 
     def _reached(self, flow: FlowSpec, steps: Steps, send_message: Callable[..., None]) -> None:
@@ -151,7 +151,7 @@ class Host:
         definition = self._defined(type(flow))
         if imported is not None:
             send_message(IMPORTED, imported)
-        self._entered = True
+        self.entered = True
         self._runner.definition = definition
         self._runner.environment = self._environment
         self._code = 1
@@ -178,11 +178,6 @@ class Host:
     @property
     def _start_environment(self) -> Mapping[str, str]:
         return {**_at_start, **self._environment}
-
-    @property
-    def entered(self) -> bool:
-        """Whether the program has called its flow."""
-        return self._entered
 
     def why_never_reached(self, code: int) -> str:
         """Return why the program ended before it called its flow, as a sentence.
@@ -216,10 +211,6 @@ class Host:
             finished_at=SystemClock().now(),
             unreached=True,
         )
-
-
-def _run(runner: AttemptRunner, spec: AttemptSpec) -> AttemptReport:
-    return runner.run(spec)
 
 
 def _debugged(runner: AttemptRunner, spec: AttemptSpec) -> AttemptReport:
@@ -312,45 +303,25 @@ class OneAttempt:
         runner = self._runner
         runner.announce = lambda *grown: self.send_message(GROWN, *grown)
         runner.instance = lambda: flow
-        run = _debugged if self._is_debugged else _run
-        ended = run(runner, self._spec)
+        spec = self._spec
+        ended = _debugged(runner, spec) if self._is_debugged else runner.run(spec)
         child.flush()
         self.send_message(*ended.message())
         return 0 if ended.state == AttemptState.SUCCEEDED.value else 1
 
 
-class ManyAttempts:
-    """Isolation `worker`: the attempts that the coordinator sends, sequential or concurrent."""
+def many_attempts(runner: AttemptRunner, fds: Sequence[int], *, coroutines: bool) -> Work:
+    """Return the work of a process of isolation `worker`, or of coroutine steps.
 
-    def __init__(self, runner: AttemptRunner, fds: Sequence[int], *, coroutines: bool) -> None:
-        self._runner = runner
-        self._fds = fds
-        self._coroutines = coroutines
+    Args:
+        runner: Runs the attempts that the coordinator sends.
+        fds: The descriptors of `messages.WORK`.
+        coroutines: Whether the attempts are coroutines, which run concurrently.
+    """
+    # Only these processes need the module, which imports asyncio.
+    from aflow.executors.local.child_worker import CoroutineWorker, SequentialWorker
 
-    def begin(self) -> bool:
-        # Only these processes need the module, which imports asyncio.
-        from aflow.executors.local.child_worker import CoroutineWorker, SequentialWorker
-
-        fds = [out_of_the_way(each) for each in self._fds]
-        kind = CoroutineWorker if self._coroutines else SequentialWorker
-        self._worker = kind(self._runner, fds)
-        spec = self._worker.first()
-        if spec is None:
-            return False
-        self.step = spec.step
-        self.attempt_key = spec.attempt_key
-        return True
-
-    def send_message(self, *message: Any) -> None:
-        self._worker.send_message(*message)
-
-    def refuse(self, report: AttemptReport) -> None:
-        self._worker.refuse(report)
-
-    def steps(self, flow: FlowSpec) -> int:
-        self._runner.instance = copies_of(flow)
-        self._worker.serve()
-        return 0
+    return (CoroutineWorker if coroutines else SequentialWorker)(runner, fds)
 
 
 _at_start = dict(os.environ)
@@ -358,20 +329,3 @@ _at_start = dict(os.environ)
 
 def _over(flow: FlowSpec) -> None:
     """Ignore a call of the flow after the end of the program, by an exit function."""
-
-
-def copies_of(flow: FlowSpec) -> Callable[[], FlowSpec]:
-    """Return a function that creates flows with the attributes that __init__ has set on this one.
-
-    Args:
-        flow: The instance that the user's program has created; its attributes are shared, not
-            copied.
-    """
-    cls, state = type(flow), dict(flow.__dict__)
-
-    def copy() -> FlowSpec:
-        made = object.__new__(cls)
-        made.__dict__.update(state)
-        return made
-
-    return copy

@@ -9,21 +9,27 @@ import select
 import socket
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import ContextVar, copy_context
 from queue import SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 
+from aflow._core import ending
 from aflow._core.clock import SystemClock
 from aflow._core.process import fastest_kind, outer_loop_paused, start_helper
+from aflow._core.system import out_of_the_way
 from aflow.executors.local import child
 from aflow.executors.local import messages as wire
 from aflow.executors.local.surroundings import Randomness, Surroundings, own_decimal_context
 from aflow.task.runner import AttemptRunner
 from aflow.task.spec import GROWN, LOGGED, STARTED, AttemptKey, AttemptReport, AttemptSpec
+
+if TYPE_CHECKING:
+    from aflow.flow.spec import FlowSpec
 
 # Streams of a process that runs more than one attempt: each line is assigned to its attempt.
 
@@ -241,10 +247,14 @@ class WorkerSockets:
         self._due: SimpleQueue[None] = SimpleQueue()
         start_helper(self._send_held, "aflow-log")
 
-    def next(self) -> bytes:
-        """Return the next message; b"" if the coordinator has closed its end."""
+    def next(self, flags: int = 0) -> bytes:
+        """Return the next message; b"" if the coordinator has closed its end.
+
+        Args:
+            flags: The flags of `recv`.
+        """
         try:
-            size = self.tasks.recv_into(self._buffer)
+            size = self.tasks.recv_into(self._buffer, 0, flags)
         except ConnectionResetError:  # macOS
             return b""
         return bytes(self._buffer[:size])
@@ -252,12 +262,9 @@ class WorkerSockets:
     def next_if_any(self) -> bytes | None:
         """Return the next message; None if there is none yet, b"" if the coordinator is gone."""
         try:
-            size = self.tasks.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
+            return self.next(socket.MSG_DONTWAIT)
         except BlockingIOError:
             return None
-        except ConnectionResetError:  # macOS
-            return b""
-        return bytes(self._buffer[:size])
 
     def send_message(self, *message: Any) -> None:
         """Send a message."""
@@ -339,54 +346,80 @@ class WorkerSockets:
                     self._flush()
 
 
-class SequentialWorker:
-    """Runs the specs that it receives, in order.
+class Worker(ABC):
+    """Runs the attempts that the coordinator sends, once the program has called its flow.
 
-    The streams belong to attempts from the start: output of the user's program before it calls its
+    It is the `child_task.Work` of its process. Output of the user's program before it calls its
     flow belongs to the first attempt.
     """
 
-    def __init__(self, runner: AttemptRunner, descriptors: Sequence[int]) -> None:
-        tasks, reports, *streams = descriptors
+    def __init__(self, runner: AttemptRunner, fds: Sequence[int]) -> None:
+        tasks, reports, *self._descriptors = map(out_of_the_way, fds)
         self._runner = runner
         self._link = WorkerSockets(tasks, reports)
         self._clock = SystemClock()
         self._running: AttemptKey | None = None
-        self._streams = WorkerStreams(streams, lambda: self._running, self._link.log)
-        self._descriptors = streams[:2]
-        runner.announce = lambda *grown: self._link.send_message(GROWN, *grown)
-        self.send_message = self._link.send_message
+        self._streams = WorkerStreams(self._descriptors, self._current, self._link.log)
         self._pid = os.getpid()
-        self._spec: AttemptSpec | None = None
-        self._randomness = Randomness()
+        self.send_message = self._link.send_message
 
-    def first(self) -> AttemptSpec | None:
+    def begin(self) -> bool:
         """Receive the first attempt from the coordinator, and report its start.
 
         Returns:
-            The attempt; None if the coordinator has closed the socket.
+            False if the coordinator has closed the socket.
         """
         self._runner.expect_many()
-        data = self._link.next()
+        while (data := self._link.next()).startswith(wire.CANCEL):
+            continue  # cancels an attempt that was withdrawn before it was sent
         if not data:
-            return None
-        self._spec = AttemptSpec.decode(data)
-        self._begin(self._spec)
-        return self._spec
+            return False
+        self._first = AttemptSpec.decode(data)
+        self.step, self.attempt_key = self._first.step, self._first.attempt_key
+        self._begin(self._first)
+        return True
+
+    def _begin(self, spec: AttemptSpec, before: bytes = b"") -> None:
+        """Report the start of an attempt, after messages that are sent together with it."""
+        self._running = spec.attempt_key
+        self._streams.attempt_key.set(spec.attempt_key)
+        started = wire.packed(STARTED, *spec.attempt_key, self._pid, self._clock.now())
+        self._link.send(before + started)
 
     def refuse(self, report: AttemptReport) -> None:
         """Report that the first attempt ended before the program called its flow."""
         self._streams.finish(report.attempt_key)
-        self._link.send_message(*report.message())
+        self.send_message(*report.message())
 
-    def serve(self) -> None:
+    def steps(self, flow: FlowSpec) -> int:
         """Run the first attempt and further ones, until the coordinator closes its end."""
-        stdout, stderr = self._descriptors
+        self._runner.instance = child.copies_of(flow)
+        self._run_all()
+        return 0
+
+    @abstractmethod
+    def _run_all(self) -> None:
+        """Run attempts until the coordinator closes its end."""
+
+    def _current(self) -> AttemptKey | None:
+        """Return the attempt to which output that bypasses Python belongs."""
+        return self._running
+
+
+class SequentialWorker(Worker):
+    """Runs attempts one after another, in the order in which they were sent."""
+
+    def __init__(self, runner: AttemptRunner, fds: Sequence[int]) -> None:
+        super().__init__(runner, fds)
+        runner.announce = lambda *grown: self.send_message(GROWN, *grown)
+        self._randomness = Randomness()
+
+    def _run_all(self) -> None:
+        stdout, stderr, *_ = self._descriptors
         self._surroundings = Surroundings(stdout, stderr, self._randomness)
-        spec = self._spec
-        assert spec is not None, "there is a first one"
+        spec = self._first
         while True:
-            ended = msgpack.packb(self._run(spec).message())
+            ended = wire.packed(*self._run(spec).message())
             waiting = self._link.next_if_any()
             if waiting is None:
                 self._link.send(ended)
@@ -398,12 +431,6 @@ class SequentialWorker:
             self._begin(spec, ended)  # the report of the previous attempt is sent with this message
         if ended:
             self._link.send(ended)
-
-    def _begin(self, spec: AttemptSpec, before: bytes = b"") -> None:
-        self._running = attempt_key = spec.attempt_key
-        self._streams.attempt_key.set(attempt_key)
-        started = (STARTED, *attempt_key, self._pid, self._clock.now())
-        self._link.send(before + msgpack.packb(started))
 
     def _run_in_context(self, spec: AttemptSpec) -> AttemptReport:
         own_decimal_context()
@@ -425,54 +452,25 @@ class SequentialWorker:
 # Coroutine steps: many attempts at a time, on one event loop.
 
 
-class CoroutineWorker:
+class CoroutineWorker(Worker):
     """Runs every spec that it receives as a task of its event loop.
 
     The loop is shared: a step cannot stop it, and cannot cancel the tasks of other attempts (for
     example, by cancelling all tasks of the loop).
     """
 
-    def __init__(self, runner: AttemptRunner, descriptors: Sequence[int]) -> None:
-        tasks, reports, *streams = descriptors
-        self._runner = runner
-        self._link = WorkerSockets(tasks, reports)
-        self._clock = SystemClock()
-        self._pid = os.getpid()
-        self._first: AttemptSpec | None = None  # the first attempt, until it runs
-        self._begun: AttemptSpec | None = None  # its start was reported before it runs
+    def __init__(self, runner: AttemptRunner, fds: Sequence[int]) -> None:
         self._tasks: dict[AttemptKey, asyncio.Task[None]] = {}
         self._cancelled: set[AttemptKey] = set()
         self._fault: BaseException | None = None
-        self._streams = WorkerStreams(streams, self._oldest, self._link.log)
-        self.send_message = self._link.send_message
+        super().__init__(runner, fds)
 
-    def first(self) -> AttemptSpec | None:
-        """Receive the first attempt from the coordinator, and report its start.
+    def _current(self) -> AttemptKey | None:
+        # The oldest one, after the program has called its flow.
+        return self._running or next(iter(self._tasks), None)
 
-        Output of the user's program before it calls its flow belongs to this attempt.
-
-        Returns:
-            The attempt; None if the coordinator has closed the socket.
-        """
-        self._runner.expect_many()
-        while (data := self._link.next()).startswith(wire.CANCEL):
-            continue  # cancels an attempt that was withdrawn before it was sent
-        if not data:
-            return None
-        spec = self._first = self._begun = AttemptSpec.decode(data)
-        self._streams.attempt_key.set(spec.attempt_key)
-        self._report_started(spec)
-        return spec
-
-    def refuse(self, report: AttemptReport) -> None:
-        """Report that the first attempt ended before the program called its flow."""
-        self._streams.finish(report.attempt_key)
-        self._link.send_message(*report.message())
-
-    def serve(self) -> None:
-        """Run the first attempt and further ones, until the coordinator closes its end."""
+    def _run_all(self) -> None:
         self._streams.attempt_key.set(None)
-        self._link.tasks.setblocking(False)
         with outer_loop_paused(), asyncio.Runner(loop_factory=self._loop) as runner:
             runner.run(self._serve())
 
@@ -489,9 +487,8 @@ class CoroutineWorker:
 
     async def _serve(self) -> None:
         self._closed = asyncio.Event()
-        assert self._first is not None, "there is a first one"
         self._start(self._first)
-        self._first = None
+        self._running = None
         loop = asyncio.get_running_loop()
         loop.add_reader(self._link.tasks, self._receive)
         while not self._closed.is_set():
@@ -507,27 +504,20 @@ class CoroutineWorker:
             raise self._fault
 
     def _receive(self) -> None:
-        while True:
-            try:
-                data = self._link.next()
-            except BlockingIOError:
-                return
+        while (data := self._link.next_if_any()) is not None:
             if not data:
                 self._closed.set()
                 return
             if data.startswith(wire.CANCEL):
                 self._cancel(msgpack.unpackb(data[1:], use_list=False))
-                continue
-            self._start(AttemptSpec.decode(data))
+            else:
+                self._start(AttemptSpec.decode(data))
 
     def _start(self, spec: AttemptSpec) -> None:
         attempt_key = spec.attempt_key
         task = _OwnTask(self._run(spec), attempt_key, self._streams.attempt_key)
         task.add_done_callback(self._note_end)
         self._tasks[attempt_key] = task
-
-    def _report_started(self, spec: AttemptSpec) -> None:
-        self._link.send_message(STARTED, spec.task, spec.attempt, self._pid, self._clock.now())
 
     def _note_end(self, task: asyncio.Task[None]) -> None:
         """End the process if a task fails: reports contain errors of steps, so it is our bug."""
@@ -550,8 +540,8 @@ class CoroutineWorker:
         attempt_key = spec.attempt_key
         self._streams.attempt_key.set(attempt_key)
         own_decimal_context()
-        if spec is not self._begun:
-            self._report_started(spec)
+        if spec is not self._first:
+            self.send_message(STARTED, *attempt_key, self._pid, self._clock.now())
         try:
             report = await self._runner.run_async(spec, lambda: attempt_key in self._cancelled)
         except BaseException as error:
@@ -559,17 +549,11 @@ class CoroutineWorker:
                 raise
             # The step has forked, and this is its child, whose copy of the loop would run other
             # steps.
-            child.end(child.ended_by(error))
+            ending.leave(child.ended_by(error))
         self._streams.finish(attempt_key)
         del self._tasks[attempt_key]
         self._cancelled.discard(attempt_key)
-        self._link.send_message(*report.message())
-
-    def _oldest(self) -> AttemptKey | None:
-        """Return the attempt to which output that bypasses Python belongs: the oldest one."""
-        if self._first is not None:
-            return self._first.task, self._first.attempt
-        return next(iter(self._tasks), None)
+        self.send_message(*report.message())
 
 
 class _OwnTask(asyncio.Task[None]):

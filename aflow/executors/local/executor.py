@@ -315,25 +315,23 @@ class ProcessExecutor:
         base.refuse(self._reports, spec.attempt_key, reason, self._clock.now())
 
     def _launch(self, spec: AttemptSpec, granted: Granted) -> None:
-        if granted.memory is not None and not self._needs[spec.step].is_async:
+        needs = self._needs[spec.step]
+        if granted.memory is not None and not needs.is_async:
             self._limits[spec.attempt_key] = granted.memory
             if self._measuring is None:
                 # `stop` cancels it and waits for it.
                 self._measuring = self._loop.create_task(self._measure())
+        terminal = self._terminal if spec.step == self._debug_step else None
         if self._link is None:
             self._waiting.append((spec, granted))
             self._see_that_one_starts()
-        elif self._terminal is not None and spec.step == self._debug_step:
-            # A debugger has no time limit.
-            needs = self._needs[spec.step]
-            self._fresh.launch(
-                spec, None, needs.start, needs.environment, self._terminal, granted=granted
-            )
-        elif self._needs[spec.step].is_async or self._sequential:
+        elif terminal is None and (needs.is_async or self._sequential):
             self._pool(spec.step, granted).launch(spec)
         else:
-            needs = self._needs[spec.step]
-            self._fresh.launch(spec, needs.limit, needs.start, needs.environment, granted=granted)
+            limit = needs.limit if terminal is None else None  # a debugger has no time limit
+            self._fresh.launch(
+                spec, limit, needs.start, needs.environment, terminal, granted=granted
+            )
 
     def cancel(self, task: int, attempt: int) -> None:
         """Stop this attempt: SIGTERM to its process group, and SIGKILL after the grace period."""

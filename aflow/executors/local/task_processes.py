@@ -40,8 +40,7 @@ Learn = Callable[[Mapping[str, Any]], None]  # receives the imports of a program
 class FreshProcess:
     """One attempt in a separate process, from the request to its end."""
 
-    task: int
-    attempt: int
+    attempt_key: AttemptKey
     fds: list[int]  # reading ends: stdout, stderr, report
     terminal: Terminal | None
     granted: Granted
@@ -54,11 +53,6 @@ class FreshProcess:
     report: AttemptReport | None = None
     ending: tuple[AttemptState, str] | None = None  # why the coordinator is ending it
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
-
-    @property
-    def attempt_key(self) -> AttemptKey:
-        """The numbers of its task and of itself."""
-        return self.task, self.attempt
 
 
 class FreshProcesses:
@@ -127,7 +121,7 @@ class FreshProcesses:
             reason = f"The task was lost: no pipes could be opened for it: {error.strerror}."
             self._settle_unstarted(spec, AttemptState.LOST, reason)
             return
-        process = FreshProcess(*spec.attempt_key, readers, terminal, granted)
+        process = FreshProcess(spec.attempt_key, readers, terminal, granted)
         kind = messages.RUN if terminal is None else messages.DEBUG
         environment = {**granted.early, **environment}
         late = granted.late
@@ -225,10 +219,13 @@ class FreshProcesses:
 
     def not_forked(self, child: int, reason: str) -> None:
         """Report an attempt as lost if the fork failed, or if its zygote has ended."""
-        pid = self._live[child].pid
-        if pid is not None:
-            end_group(pid)
-        self._lose(child, reason)
+        process = self._live[child]
+        if process.pid is not None:
+            end_group(process.pid)
+        now = self._clock.now()
+        state, why = process.ending or (AttemptState.LOST, f"The task was lost: {reason}.")
+        report = base.stopped(*process.attempt_key, state, why, process.started_at or now, now)
+        self._settle(child, process.report or report, NO_USAGE)
 
     def refused(self, child: int, reason: str) -> None:
         """Report an attempt as failed if its process cannot be forked as its step requests."""
@@ -243,17 +240,8 @@ class FreshProcesses:
             reason: Why, in one sentence.
         """
         self._settle_postponed(AttemptState.LOST, f"The task was lost: {reason}.")
-        for child, process in [*self._live.items()]:
-            if process.pid is not None:
-                end_group(process.pid)
-            self._lose(child, reason)
-
-    def _lose(self, child: int, reason: str) -> None:
-        process = self._live[child]
-        now = self._clock.now()
-        state, why = process.ending or (AttemptState.LOST, f"The task was lost: {reason}.")
-        report = base.stopped(*process.attempt_key, state, why, process.started_at or now, now)
-        self._settle(child, process.report or report, NO_USAGE)
+        for child in [*self._live]:
+            self.not_forked(child, reason)
 
     def _verdict(self, process: FreshProcess, status: int) -> AttemptReport:
         now = self._clock.now()

@@ -73,20 +73,18 @@ class WorkerProcess:
         self.running: dict[AttemptKey, float] = {}  # since when
         self.sent: dict[AttemptKey, AttemptSpec] = {}  # sent and not started
         self.ending: str | None = None  # why the coordinator is ending it
-        self.coroutines = coroutines
         self._loop = loop
         self._unpacker = messages.unpacker()
-        self._open = True
         self._is_retired = False
         self._later: asyncio.TimerHandle | None = None
         with ExitStack() as made:  # either all of them are opened or none
             self._specs, self._taken_back = _pair(made, message_pair(messages.MAX_MESSAGE))
-            self._reports, their_reports = _pair(made, socket.socketpair())
+            self.reports, their_reports = _pair(made, socket.socketpair())
             self._pipes, writers = pipes(2)
             made.callback(messages.close_all, self._pipes + writers)
             tasks, *readers = (_copy(made, fd) for fd in (self._taken_back.fileno(), *self._pipes))
             made.pop_all()
-        for each in (self._specs, self._reports):
+        for each in (self._specs, self.reports):
             each.setblocking(False)
         theirs = [tasks, their_reports.detach(), *writers, *readers]
         self.child = link.fork(messages.WORK, start, environment, coroutines, theirs, late)
@@ -95,11 +93,6 @@ class WorkerProcess:
     def in_hand(self) -> int:
         """The number of attempts that it holds, started or not."""
         return len(self.running) + len(self.sent)
-
-    @property
-    def reports(self) -> socket.socket:
-        """The socket that its messages arrive on."""
-        return self._reports
 
     def send(self, spec: AttemptSpec) -> bool:
         """Send a spec to the process, without blocking.
@@ -183,15 +176,6 @@ class WorkerProcess:
         except (BlockingIOError, ConnectionResetError):
             return b""
 
-    def unbegun(self) -> list[AttemptSpec]:
-        """Return all specs that a process had not started when it ended.
-
-        It may have received one of them, but had not reported its start, and so had not started it.
-        """
-        specs = [*self.sent.values()]
-        self.sent.clear()
-        return specs
-
     def messages(self) -> list[tuple[Any, ...]]:
         """Return the messages since the last call, or some of them if there are many."""
         self._receive()
@@ -205,11 +189,11 @@ class WorkerProcess:
 
     def _receive(self) -> bool:
         try:
-            data = self._reports.recv(_CHUNK)
+            data = self.reports.recv(_CHUNK)
         except (BlockingIOError, ConnectionResetError):
             return False
         if not data:
-            self._loop.remove_reader(self._reports)
+            self._loop.remove_reader(self.reports)
             return False
         self._unpacker.feed(data)
         return True
@@ -235,13 +219,10 @@ class WorkerProcess:
             self._send(b"")
 
     def close(self) -> None:
-        """Close its sockets and pipes. May be called twice."""
-        if not self._open:
-            return
-        self._open = False
-        self._loop.remove_reader(self._reports)
+        """Close its sockets and pipes."""
+        self._loop.remove_reader(self.reports)
         self.when_roomy_stop()
-        for each in (self._specs, self._taken_back, self._reports):
+        for each in (self._specs, self._taken_back, self.reports):
             each.close()
         messages.close_all(self._pipes)
 
@@ -599,6 +580,7 @@ class WorkerPool:
         self._bury(
             worker, lambda attempt_key, since: self._verdict(attempt_key, since, status, to_blame)
         )
+        self._limit.feed()
         if self._stillborn >= MAX_STILLBORN:
             self._refuse(f"workers end before they begin: {base.sentence(status).rstrip('.')}")
 
@@ -616,10 +598,7 @@ class WorkerPool:
 
     def not_forked(self, child: int, reason: str) -> None:
         """Handle a worker that could not be forked."""
-        worker = self._workers[child]
-        self._bury(
-            worker, lambda attempt_key, since: self._lost(attempt_key, since, reason), again=False
-        )
+        self._lose(self._workers[child], reason)
         self.feed(may_grow=False)  # to existing workers: another fork would fail too
         if not self._workers:
             self._refuse(reason)
@@ -627,11 +606,7 @@ class WorkerPool:
 
     def refused(self, child: int, reason: str) -> None:
         """Fail the waiting attempts of a worker that cannot be forked as their step requests."""
-        self._bury(
-            self._workers[child],
-            lambda attempt_key, since: self._lost(attempt_key, since, reason),
-            again=False,
-        )
+        self._lose(self._workers[child], reason)
         if not self._workers:
             self._fail_all(reason)
             self._limit.feed()
@@ -645,39 +620,34 @@ class WorkerPool:
         for worker in [*self._workers.values()]:
             if worker.pid is not None:
                 end_group(worker.pid)
-            self._bury(
-                worker,
-                lambda attempt_key, since: self._lost(attempt_key, since, reason),
-                again=False,
-            )
+            self._lose(worker, reason)
         self._refuse(reason)
 
-    def _lost(self, attempt_key: AttemptKey, since: float, reason: str) -> AttemptReport:
-        state, why = self._cancelled.get(
-            attempt_key, (AttemptState.LOST, f"The task was lost: {reason}.")
-        )
-        return base.stopped(*attempt_key, state, why, since, self._clock.now())
+    def _lose(self, worker: WorkerProcess, reason: str) -> None:
+        """Report the attempts that a worker was running as lost, unless they were ended."""
+
+        def verdict(attempt_key: AttemptKey, since: float) -> AttemptReport:
+            lost = AttemptState.LOST, f"The task was lost: {reason}."
+            ending = self._cancelled.get(attempt_key, lost)
+            return base.stopped(*attempt_key, *ending, since, self._clock.now())
+
+        self._bury(worker, verdict)
 
     def _bury(
-        self,
-        worker: WorkerProcess,
-        verdict: Callable[[AttemptKey, float], AttemptReport],
-        again: bool = True,
+        self, worker: WorkerProcess, verdict: Callable[[AttemptKey, float], AttemptReport]
     ) -> None:
         del self._workers[worker.child]
         timer = self._kill_timers.pop(worker.child, None)
         if timer is not None:
             timer.cancel()
-        self._take_over(worker.unbegun())
-        running = [*worker.running.items()]
+        # It may have received one of these, but had not reported its start: it had not started it.
+        self._take_over([*worker.sent.values()])
         worker.close()
-        for attempt_key, since in running:
+        for attempt_key, since in worker.running.items():
             report = verdict(attempt_key, since)
             self._unwatch(attempt_key)
             self._cancelled.pop(attempt_key, None)
             self._reports.ended(report, NO_USAGE)
-        if again:
-            self._limit.feed()
 
     def _take_over(self, specs: list[AttemptSpec]) -> None:
         """Queue specs that a worker had not started when it ended, unless they were cancelled."""

@@ -30,7 +30,7 @@ import threading
 import traceback
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgpack
@@ -42,9 +42,10 @@ from aflow._core.modules import file_of
 from aflow._core.records import NamedTuple
 from aflow._core.secret import sealed
 from aflow._core.settings import environment_with, without_signing_key
+from aflow.errors import StorageError
 from aflow.executors.local import child as inside
 from aflow.executors.local import child_task, descendants, messages
-from aflow.executors.local.child_task import Host, copies_of
+from aflow.executors.local.child_task import Host
 from aflow.executors.local.preload import Generators, import_all, is_unseeded
 from aflow.executors.local.probe import obstacle
 from aflow.flow.graph import Graph, Kind, Node, connect
@@ -269,16 +270,24 @@ class _RehearsedHost(Host):
 
     def rehearse(self) -> None:
         """Run the program and two of its steps."""
-        self._entered, self._code = False, None
+        self.entered, self._code = False, None
         self.run_program(self._steps, lambda *message: None)
 
     def _steps(self, flow: FlowSpec) -> int:
         runner = self._runner
-        runner.instance = copies_of(flow)
-        start = _spec("start", 1, encode_inputs(NoInputs()), {PARAMETERS_TASK: self._parameters})
+        runner.instance = inside.copies_of(flow)
+        start = _FIRST._replace(manifests={PARAMETERS_TASK: self._parameters})
         manifest = runner.run(AttemptSpec.decode(start.encode())).manifest or b""
-        along = {PARAMETERS_TASK: self._parameters, 1: manifest}
-        work = _spec("work", 2, encode_inputs(FromTask(1)), along, split=1)
+        work = _FIRST._replace(
+            step="work",
+            task=2,
+            inputs=encode_inputs(FromTask(1)),
+            split=1,
+            split_index=0,
+            splits=2,
+            opens_index=True,
+            manifests={PARAMETERS_TASK: self._parameters, 1: manifest},
+        )
         runner.run(AttemptSpec.decode(work.encode())).message()
         return 0
 
@@ -319,24 +328,19 @@ def _never(flow: FlowSpec) -> None:
     raise AssertionError("a zygote runs no flow")
 
 
-def _spec(
-    step_name: str, task: int, inputs: bytes, along: dict[int, bytes], split: int | None = None
-) -> AttemptSpec:
-    inside = split is not None
-    index, count = (0, 2) if inside else (None, None)
-    return AttemptSpec(
-        step=step_name,
-        task=task,
-        attempt=0,
-        inputs=inputs,
-        split=split,
-        split_index=index,
-        splits=count,
-        opens_index=inside,
-        final=True,
-        fallback=False,
-        manifests=along,
-    )
+_FIRST = AttemptSpec(
+    step="start",
+    task=1,
+    attempt=0,
+    inputs=encode_inputs(NoInputs()),
+    split=None,
+    split_index=None,
+    splits=None,
+    opens_index=False,
+    final=True,
+    fallback=False,
+    manifests={},
+)
 
 
 OpenStore = Callable[[str], "ObjectStore"]
@@ -529,7 +533,8 @@ class Zygote:
             fds = self._take(3 if kind == messages.RUN else 4)
             attempt = AttemptSpec.decode(spec)
             # Decoded in the zygote, so that tasks that read the same manifests share the result.
-            self._configured.remember(attempt)
+            with suppress(StorageError):  # a damaged one is an error of the task
+                self._configured.remember(attempt)
             runner = self._configured
             group = environment.pop(messages.MEMORY_GROUP, "")
 
@@ -551,7 +556,7 @@ class Zygote:
             runner = self._configured
             self._fork(
                 child, fds, environment, learn,
-                lambda: child_task.ManyAttempts(runner, fds, coroutines=coroutines), is_task=False,
+                lambda: child_task.many_attempts(runner, fds, coroutines=coroutines), is_task=False,
             )  # fmt: skip
         elif kind == messages.ASK:
             self._send_message(messages.HAS, _has(rest[0]))
@@ -719,7 +724,7 @@ class Zygote:
                 vars(self._runner).clear()
             vars(self).clear()
 
-        inside.end(code, release)
+        ending.leave(code, release)
 
     def _let_program_go_on(
         self, child: int, environment: Mapping[str, str], work: Callable[[], child_task.Work]
@@ -758,8 +763,7 @@ class Zygote:
         """
         if not self._is_new_zygote(control):
             return
-        code = 1
-        try:
+        with _exiting():
             self._become_zygote()
             self._control.close()
             self._control = socket.socket(fileno=system.out_of_the_way(control))
@@ -774,11 +778,6 @@ class Zygote:
                 cold = self._try_to_warm(imported, {**before, **environment})
             self._send_message(*((messages.READY,) if cold is None else (messages.COLD, *cold)))
             self.serve()
-            code = 0
-        except BaseException:  # noqa: BLE001 -- an error of aflow: the coordinator reports that the zygote has exited
-            traceback.print_exc()
-        finally:
-            os._exit(code)
 
     def _is_new_zygote(self, control: int) -> bool:
         """Fork another zygote, which gets this socket; return whether this is the new process."""
@@ -796,7 +795,7 @@ class Zygote:
         """Start a zygote in a fresh interpreter, with these variables set from the start."""
         if not self._is_new_zygote(control):
             return
-        try:
+        with _exiting():
             inside.begin(self._pid)
             # exec resets handlers, but not ignored signals
             is_ignored = self._sigint == signal.SIG_IGN
@@ -806,10 +805,6 @@ class Zygote:
             command = [*self._command(), str(control), str(self._coordinator)]
             variables = without_signing_key(environment_with(environment))
             os.execve(command[0], command, variables)  # noqa: S606 -- no shell
-        except BaseException:  # noqa: BLE001 -- the coordinator reports that the zygote has exited
-            traceback.print_exc()
-        finally:
-            os._exit(1)
 
     def _become_zygote(self) -> None:
         inside.begin(self._pid, signal.SIG_IGN)
@@ -860,9 +855,9 @@ class Zygote:
 
     def _be_warm(
         self, writable: int, imported: Mapping[str, Any], environment: Mapping[str, str]
-    ) -> NoReturn:
-        code = 1
-        try:
+    ) -> None:
+        """Import everything, and serve; exit if that is not possible, or when it is over."""
+        with _exiting():
             self._become_zygote()
             with inside.CapturedOutput() as printed, Generators() as self._generators:
                 reason = import_all(imported, environment)
@@ -883,11 +878,6 @@ class Zygote:
                 self._known = frozenset(sys.modules)
                 self._send_message(messages.READY)
                 self.serve()
-            code = 0
-        except BaseException:  # noqa: BLE001 -- an error of aflow: the coordinator reports that the zygote has exited
-            traceback.print_exc()
-        finally:
-            os._exit(code)
 
     def _serve_from_program(self) -> int:
         """Run the program, and serve when it calls its flow.
@@ -973,6 +963,19 @@ class Zygote:
             self._control.sendall(messages.packed(*message))
         except OSError:  # the coordinator is gone, which the next read notices
             return
+
+
+@contextmanager
+def _exiting() -> Iterator[None]:
+    """Exit from this process at the end of the block. The coordinator reports that it has."""
+    code = 1
+    try:
+        yield
+        code = 0
+    except BaseException:  # noqa: BLE001 -- an error of aflow
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 class _GoOn(BaseException):

@@ -196,30 +196,27 @@ class Runtime:
         return too_much(lacking, admission.slots) if lacking else None
 
     def _launch(self, held: Held, executor: ProcessExecutor) -> None:
-        shipped = self._job.environments.get(held.spec.step)
-        lacking = self._lacking(held)
-        attempt_key = (held.spec.task, held.spec.attempt)
-        needs = self._job.needs.get(held.spec.step)
-        if lacking is not None:
-            lacks = f"Step {held.spec.step} {lacking}"
-            asyncio.get_running_loop().call_soon(self._host.cannot_run, self, lacks, attempt_key)
-        elif needs is not None and needs.gang and not held.spec.address and held.spec.splits:
+        step, attempt_key = held.spec.step, held.spec.attempt_key
+        needs, shipped = self._job.needs.get(step), self._job.environments.get(step)
+        # Called later: callers do not expect the result before `launch` has returned.
+        call_soon = asyncio.get_running_loop().call_soon
+        if needs is None:
+            call_soon(self._host.refused, held, f"{self.name} has no step {step}.")
+        elif (lacking := self._lacking(held)) is not None:
+            call_soon(self._host.cannot_run, self, f"Step {step} {lacking}", attempt_key)
+        elif needs.gang and not held.spec.address and held.spec.splits:
             meeting = asyncio.create_task(self._meet(held, executor))  # noqa: TID251 -- see `_stop`
             self._meeting[attempt_key] = held, meeting
         elif shipped is not None:
             self._launch_packaged(held, shipped)
-        elif held.spec.step not in self._job.needs:
-            # Later: callers do not expect the result before `launch` has returned.
-            unknown = f"{self.name} has no step {held.spec.step}."
-            asyncio.get_running_loop().call_soon(self._host.refused, held, unknown)
-        elif (why := other_python(held.spec.step, self._job.python)) is not None:
-            asyncio.get_running_loop().call_soon(self._host.cannot_run, self, why, attempt_key)
+        elif (why := other_python(step, self._job.python)) is not None:
+            call_soon(self._host.cannot_run, self, why, attempt_key)
         else:
             executor.launch(held.spec)
 
     async def _meet(self, held: Held, executor: ProcessExecutor) -> None:
         """Run a member of a gang as soon as the address of member 0 is known."""
-        attempt_key = (held.spec.task, held.spec.attempt)
+        attempt_key = held.spec.attempt_key
         try:
             address = await gang_address(self._rendezvous, held.spec)
         except StorageError as error:
@@ -258,8 +255,7 @@ class Runtime:
         except Exception as error:  # noqa: BLE001 -- whatever the error, other workers may succeed
             del self._building[shipped]
             for each in self._unbuilt.pop(shipped, []):
-                attempt_key = (each.spec.task, each.spec.attempt)
-                self._host.cannot_run(self, _message_of(error), attempt_key)
+                self._host.cannot_run(self, _message_of(error), each.spec.attempt_key)
             return
         self._packaged[shipped] = executor
         for each in self._unbuilt.pop(shipped, []):
@@ -269,7 +265,7 @@ class Runtime:
         """Stop the attempt, even if it has not been passed to a process yet."""
         for waiting in (self._waiting, *self._unbuilt.values()):
             for held in [*waiting]:
-                if (held.spec.task, held.spec.attempt) == (task, attempt):
+                if held.spec.attempt_key == (task, attempt):
                     waiting.remove(held)
                     self._host.never_begun(held)
         if (task, attempt) in self._meeting:

@@ -196,8 +196,10 @@ def test_the_inputs_of_a_join_of_branches_are_named_and_merged() -> None:
         run_step(Training.meet, inputs={"left": {"common": 1, "x": 5}, "right": {"x": 6}})
 
 
-def test_coroutines_and_environments_are_as_in_a_run() -> None:
+async def test_coroutines_and_environments_are_as_in_a_run() -> None:
+    # Also in an event loop, such as that of this test or of a notebook.
     assert "left" == run_step(Training.left).artifacts["common"]
+    assert asyncio.get_running_loop().is_running()
     assert "hello" == run_step(Training.right).artifacts["greeting"]
 
 
@@ -255,6 +257,7 @@ def test_a_step_of_a_local_class_and_of_a_base_is_found() -> None:
     [
         (lambda: run_step(len), "is not a step of a flow"),
         (lambda: run_step(Training.start, input=1), "is in no foreach: it has no self.input"),
+        (lambda: run_step(Training.each, input=1, index=-1), "is 0 or more, not -1"),
         (lambda: run_step(Training.each, inputs=[{}]), "is not a join: its inputs are a mapping"),
         (lambda: run_step(Training.meet, inputs={"start": {}}), "'start' does not lead to step"),
     ],

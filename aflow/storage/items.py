@@ -322,11 +322,11 @@ def _blobs_of_items(items: Any, blobs: BlobStore, seen: set[str]) -> Iterator[st
         yield key
         if key in seen:
             continue
-        seen.add(key)
         try:
-            data = bytes(blobs.get_range(key, 0, size))
+            data = bytes(blobs.get(key, size))  # verified: damage could hide a reference
         except ObjectNotFound:
             continue
+        seen.add(key)
         row, table = _table_of(size, records, root)
         yield from _blobs_in(data, table, records, row)
     if count:

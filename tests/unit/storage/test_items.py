@@ -214,6 +214,8 @@ def test_items_that_were_stored_before_segments_had_a_root_are_verified_by_their
     blobs.store.put(blob_name(stored[1][0]), [bytes(blobs.store.get(blob_name(key)))])
     with pytest.raises(CorruptBlob, match="digest"):
         ItemReader(blobs).read(stored, 1234)
+    with pytest.raises(CorruptBlob, match="digest"):  # gc deletes no blob then
+        list(blobs_of_items(stored, blobs, set()))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,10 @@ The position is a short string with which another process can resume the tail af
 greatest task number so far, then for each task that may still print something a `_` and its
 position in dotted notation (task, attempt, chunks, lines of the next chunk; without zeros at the
 end).
+
+The numbers of tasks increase with time, except in runs of deployed flows: there, a task with a
+smaller number may be recorded later. Such tasks are found by the version of the run in which they
+were recorded, which follows the task number in the position.
 """
 
 from __future__ import annotations
@@ -69,7 +73,7 @@ class _Chunk:
 # them, however slowly each is read.
 _chunks: WeakValueDictionary[tuple[str, str], _Chunk] = WeakValueDictionary()
 
-_POSITION = re.compile(r"\d{1,9}(?:_\d{1,9}(?:\.\d{1,9}){0,3})*", re.ASCII)
+_POSITION = re.compile(r"\d{1,18}(?:\.\d{1,9})?(?:_\d{1,18}(?:\.\d{1,9}){0,3})*", re.ASCII)
 _PAGE = 500  # tasks per query
 
 
@@ -99,22 +103,28 @@ class LogTail:
         self._others = ""  # the position without the task that is being read
         self._now: _Open | None = None
         self._before: list[list[int]] = []  # positions from `after` of tasks not looked up yet
+        self._is_unordered = task is None and "engine" in run.settings
+        self._version: int | None = None  # of the run at the last poll, if its tasks are unordered
+        self._handled: set[int] = set()  # the tasks that the last poll has read then
         if after:
             if not _POSITION.fullmatch(after):
                 raise InvalidInput(f"{after[:80]!r} is not a place in the output of a run.")
             seen, *tasks = after.split("_")
-            self._seen = int(seen)
+            seen, _, version = seen.partition(".")
+            self._seen, self._version = int(seen), int(version) if version else None
             self._before = [[*map(int, each.split("."))] for each in tasks]
 
     @property
     def position(self) -> str:
         """The position after the last line that `poll` yielded."""
         if self._now is None:
-            return f"{self._seen}{self._all_but(None)}"
+            return self._all_but(None)
         return self._others + self._now.position()
 
     def _all_but(self, task: _Open | None) -> str:
-        return "".join(each.position() for each in self._open.values() if each is not task)
+        seen = f"{self._seen}" if self._version is None else f"{self._seen}.{self._version}"
+        others = (each.position() for each in self._open.values() if each is not task)
+        return "".join((seen, *others))
 
     def has_ended(self) -> bool:
         """Return whether the run has ended, or no longer exists. Raises MetadataError."""
@@ -124,14 +134,39 @@ class LogTail:
     def poll(self) -> Iterator[TaskLine]:
         """Yield new lines, task by task. Raises MetadataError and StorageError."""
         self._look_up()
+        now = self._metadata.run(self._run.flow, self._run.run) if self._is_unordered else None
+        handled = {*self._open}
         for each in [*self._open.values()]:
             yield from self._lines_of(each)
+        if self._is_unordered and self._version is not None:
+            for view in self._late_tasks(self._version, handled | self._handled):
+                handled.add(view.task.task)
+                yield from self._lines_of_new(view)
         while page := self._new_tasks():
             for view in page:
                 self._seen = view.task.task
-                if not _is_silent(view):
-                    found = self._open[view.task.task] = _Open(view.task.task, view.task.step)
-                    yield from self._lines_of(found)
+                if now is not None:
+                    handled.add(view.task.task)
+                yield from self._lines_of_new(view)
+        if now is not None:
+            self._version, self._handled = now.version, handled
+
+    def _late_tasks(self, version: int, handled: set[int]) -> Iterator[TaskView]:
+        """Yield the tasks recorded since a version whose numbers were passed before."""
+        numbers = {
+            each.task
+            for each in self._metadata.task_columns(self._run.key, version)
+            if each.task <= self._seen and self._step in (None, each.step)
+        }
+        for number in sorted(numbers - handled):
+            view = self._metadata.task(self._run.key, number)
+            if view is not None:
+                yield view
+
+    def _lines_of_new(self, view: TaskView) -> Iterator[TaskLine]:
+        if not _is_silent(view):
+            found = self._open[view.task.task] = _Open(view.task.task, view.task.step)
+            yield from self._lines_of(found)
 
     def _look_up(self) -> None:
         for number, *position in self._before:
@@ -148,7 +183,7 @@ class LogTail:
         return [*self._metadata.tasks(key, step=self._step, after=after, limit=_PAGE, light=True)]
 
     def _lines_of(self, task: _Open) -> Iterator[TaskLine]:
-        self._now, self._others = task, f"{self._seen}{self._all_but(task)}"
+        self._now, self._others = task, self._all_but(task)
         attempts = self._metadata.attempts(self._run.key, task.task)
         for attempt in attempts:
             if attempt.attempt < task.attempt:

@@ -29,7 +29,7 @@ from aflow.metadata.base import LEASE, MetadataRecord, RunRecord
 from aflow.metadata.factory import open_metadata
 from aflow.runs.admission import Admission, WhenFull
 from aflow.runs.create import Creation, Driving, NewRun, current_facts
-from aflow.runs.driver import DriverPorts, RunDriver
+from aflow.runs.driver import RunDriver
 from aflow.runs.events import RunEnded, RunEvent, Watch
 from aflow.scheduler.machine import Machine, RunMachine, SingleTask
 from aflow.scheduler.retry import policies_from
@@ -536,9 +536,10 @@ class Coordinator:
             new,
             context,
             machine,
-            DriverPorts(
-                metadata=self._records, store=self._store, executor=executor, clock=self._clock
-            ),
+            metadata=self._records,
+            store=self._store,
+            executor=executor,
+            clock=self._clock,
             lease_holder=self._holder,
             max_log_size=options.max_log_size,
             watch=publish,

@@ -131,7 +131,8 @@ def latest_ticks(cron: Cron, zone: ZoneInfo, after: float, until: float, most: i
     day = datetime.fromtimestamp(until, zone).date()
     first = datetime.fromtimestamp(after, zone).date()
     while day >= first and len(found) < most:
-        if _is_due(cron, day):
+        in_year = cron.years is None or day.year in cron.years
+        if in_year and day.month in cron.months and cron.is_day(day):
             found += reversed([at for at in _times(cron, zone, day) if after < at <= until])
         day -= _DAY
     return found[:most][::-1]
@@ -163,11 +164,6 @@ def next_tick(cron: Cron, zone: ZoneInfo, after: float) -> float | None:
                     return found
             day += _DAY
     return None
-
-
-def _is_due(cron: Cron, day: date) -> bool:
-    in_year = cron.years is None or day.year in cron.years
-    return in_year and day.month in cron.months and cron.is_day(day)
 
 
 def _times(cron: Cron, zone: ZoneInfo, day: date) -> list[float]:

@@ -179,13 +179,11 @@ MODULES: dict[str, dict[str, str]] = {
     "_vendor": {},
     "cards": _CARDS,
     "cli": {"start": "aflow.runner.click_api:start"},
-    "cli_components": {},
     "cli_components.run_cmds": {"run": "aflow.runner.click_api:run"},
     "client": _CLIENT,
     "client.core": _CLIENT
     | _same("current_metadata current_namespace", "aflow.compat.metaflow:NOT_CHOSEN")
     | {name: home for name, home in _EXCEPTIONS.items() if "Not" in name},
-    "datastore": {},
     "datastore.exceptions": {
         "DataException": "aflow.errors:StorageError",
         "UnpicklableArtifactException": "aflow.errors:ArtifactNotPicklable",
@@ -221,14 +219,11 @@ MODULES: dict[str, dict[str, str]] = {
     "package": {"NonUniqueFileNameToFilePathMappingException": "aflow.errors:CodePackageError"},
     "parameters": _PARAMETERS,
     "plugins": _TEST_UBF,
-    "plugins.aws": {},
-    "plugins.aws.batch": {},
     "plugins.aws.batch.batch_decorator": {
         "BatchDecorator": "aflow.flow.decorators.compute:BatchDecorator"
     },
     "plugins.aws.batch.batch": _same("BatchException BatchKilledException", _AWS),
     "plugins.aws.batch.batch_client": _same("BatchJobException", _AWS),
-    "plugins.aws.step_functions": {},
     "plugins.aws.step_functions.schedule_decorator": {
         "ScheduleDecorator": f"{_FLOW_DECORATORS}.schedule:ScheduleDecorator"
     },
@@ -240,12 +235,10 @@ MODULES: dict[str, dict[str, str]] = {
         "StepFunctionsStateMachineNameTooLong",
         "aflow.errors:InvalidInput",
     ),
-    "plugins.cards": {},
     "plugins.cards.card_client": {
         "Card": "aflow.cards.get:FoundCard",
         **_in("aflow.cards.get", "CardContainer get_cards"),
     },
-    "plugins.cards.card_modules": {},
     "plugins.cards.card_modules.basic": _CARDS,
     "plugins.cards.card_modules.card": _CARDS,
     "plugins.cards.card_modules.components": _CARDS,
@@ -269,11 +262,9 @@ MODULES: dict[str, dict[str, str]] = {
         "TriggerDecorator": f"{_FLOW_DECORATORS}.trigger:TriggeredBy",
         "TriggerOnFinishDecorator": f"{_FLOW_DECORATORS}.trigger:TriggeredOnFinish",
     },
-    "plugins.frameworks": {},
     "plugins.frameworks.pytorch": {
         "PytorchParallelDecorator": "aflow.flow.decorators.parallel:PytorchParallel"
     },
-    "plugins.metadata_providers": {},
     "plugins.metadata_providers.service": {"ServiceException": "aflow.errors:MetadataError"},
     "plugins.parallel_decorator": {"ParallelDecorator": "aflow.flow.decorators.parallel:Parallel"},
     "plugins.parsers": _PARSERS,
@@ -282,7 +273,6 @@ MODULES: dict[str, dict[str, str]] = {
         "ResourcesDecorator": "aflow.flow.decorators.resources:Resources"
     },
     "plugins.retry_decorator": {"RetryDecorator": "aflow.flow.decorators.retry:Retry"},
-    "plugins.secrets": {},
     "plugins.secrets.secrets_decorator": {
         "SecretsDecorator": "aflow.flow.decorators.secrets:Secrets"
     },
@@ -292,7 +282,6 @@ MODULES: dict[str, dict[str, str]] = {
         "TimeoutException": "aflow.errors:TaskTimedOut",
     },
     "pylint_wrapper": {"PyLintWarn": "aflow.errors:InvalidInput"},
-    "runner": {},
     "runner.deployer": _in("aflow.runner.deployer", "DeployedFlow Deployer TriggeredRun"),
     "runner.click_api": _in("aflow.runner.click_api", "click_to_python_types extract_all_params"),
     "runner.metaflow_runner": _in(
@@ -312,9 +301,7 @@ MODULES: dict[str, dict[str, str]] = {
     },
     "tuple_util": {"ForeachFrame": "aflow.flow.metaflow_names:ForeachFrame"},
     "unbounded_foreach": _UBF,
-    "user_configs": {},
     "user_configs.config_parameters": _in("aflow", "Config ConfigValue config_expr"),
-    "user_decorators": {},
     "user_decorators.mutable_flow": {"MutableFlow": "aflow:MutableFlow"},
     "user_decorators.mutable_step": {"MutableStep": "aflow:MutableStep"},
     "user_decorators.user_flow_decorator": {"FlowMutator": "aflow:FlowMutator"},
@@ -322,6 +309,9 @@ MODULES: dict[str, dict[str, str]] = {
     "util": _UTIL,
     "version": {"metaflow_version": "aflow:__version__"},
 }
+for _module in [*MODULES]:  # packages of these modules have no names of their own
+    while _module := _module.rpartition(".")[0]:
+        MODULES.setdefault(_module, {})
 
 
 def install() -> None:

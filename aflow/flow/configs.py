@@ -283,17 +283,15 @@ def _parsed(config: Config, text: str, where: str) -> Any:
     if parser is None and config._plain:
         return text
     try:
-        return imported(parser)(text) if parser is not None else _from_json(text)
+        if parser is not None:
+            return imported(parser)(text)
+        import json  # only needed for flows with configs
+
+        return json.loads(text)
     except Exception as error:
         raise InvalidConfig(
             f"Config {config.name!r}, {where}, does not parse: {type(error).__name__}: {error}"
         ) from error
-
-
-def _from_json(text: str) -> Any:
-    import json
-
-    return json.loads(text)
 
 
 def imported(parser: str | Callable[[Any], Any]) -> Callable[[Any], Any]:

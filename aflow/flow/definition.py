@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any
 
 from aflow._core.records import dataclass, field
 
@@ -12,15 +12,7 @@ if TYPE_CHECKING:
     from aflow.flow.configs import Config
     from aflow.flow.custom import FlowMutator
     from aflow.flow.decorators.base import FlowDecorator, StepDecorator
-    from aflow.flow.decorators.cache import Cache
-    from aflow.flow.decorators.catch import Catch
-    from aflow.flow.decorators.concurrency import Concurrency
-    from aflow.flow.decorators.environment import Environment
-    from aflow.flow.decorators.process import Process
     from aflow.flow.decorators.project import Project
-    from aflow.flow.decorators.resources import Resources
-    from aflow.flow.decorators.retry import Retry
-    from aflow.flow.decorators.timeout import Timeout
     from aflow.flow.graph import Graph
     from aflow.flow.parameters import Parameter
     from aflow.flow.spec import FlowSpec
@@ -42,24 +34,6 @@ class StepDefinition:
     file: str
     line: int
 
-    @overload
-    def decorator(self, name: Literal["cache"]) -> Cache | None: ...
-    @overload
-    def decorator(self, name: Literal["catch"]) -> Catch | None: ...
-    @overload
-    def decorator(self, name: Literal["concurrency"]) -> Concurrency | None: ...
-    @overload
-    def decorator(self, name: Literal["environment"]) -> Environment | None: ...
-    @overload
-    def decorator(self, name: Literal["process"]) -> Process | None: ...
-    @overload
-    def decorator(self, name: Literal["resources"]) -> Resources | None: ...
-    @overload
-    def decorator(self, name: Literal["retry"]) -> Retry | None: ...
-    @overload
-    def decorator(self, name: Literal["timeout"]) -> Timeout | None: ...
-    @overload
-    def decorator(self, name: str) -> StepDecorator | None: ...
     def decorator(self, name: str) -> Any:
         """Return the decorator of this name (`retry`, `catch`...); None if the step has none.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, Any
 
 from aflow._core.records import asdict, dataclass, field, fields, is_dataclass, replace
 from aflow.flow.names import plain
@@ -341,23 +341,20 @@ def type_of(node: Node, graph: Graph) -> str:
         node: A step of `graph`.
         graph: The steps of the flow and the transitions between them.
     """
-    match node.kind:
-        case Kind.LINEAR:
-            if node.is_join:
-                return "join"
-            return "start" if node.name == graph.start else "linear"
-        case Kind.SPLIT:
-            return "split-static"
-        case Kind.FOREACH:
-            return "split-foreach"
-        case Kind.PARALLEL:
-            return "split-parallel"
-        case Kind.SWITCH:
-            return "split-switch"
-        case Kind.END:
-            return "end"
-        case _:
-            assert_never(node.kind)
+    if node.kind is not Kind.LINEAR:
+        return _TYPES[node.kind]
+    if node.is_join:
+        return "join"
+    return "start" if node.name == graph.start else "linear"
+
+
+_TYPES = {
+    Kind.SPLIT: "split-static",
+    Kind.FOREACH: "split-foreach",
+    Kind.PARALLEL: "split-parallel",
+    Kind.SWITCH: "split-switch",
+    Kind.END: "end",
+}
 
 
 def structure(graph: Graph) -> list[Any]:

@@ -223,8 +223,7 @@ def no_cycles(flow: FlowDefinition) -> Iterator[InvalidFlow]:
             yield _of_node(
                 node,
                 f"Step {node.name!r} leads to itself: only a switch that is not a join may do "
-                "that, "
-                "as one of its cases.",
+                "that, as one of its cases.",
             )
     cycle = cycle_from(flow.graph.nodes, flow.graph.start)
     if cycle:

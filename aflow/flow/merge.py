@@ -72,8 +72,9 @@ class Merge:
             raise self._unhandled()
         missing = sorted(self._include - self._first.keys() - self._set_already)
         if missing:
+            names = ", ".join(map(repr, missing))
             raise MissingInMergeArtifacts(
-                f"merge_artifacts: no input has {_listed(missing)}, which include= asks for.",
+                f"merge_artifacts: no input has {names}, which include= asks for.",
                 missing,
             )
         return {name: position for name, (position, _, _) in self._first.items()}
@@ -91,7 +92,3 @@ class Merge:
             "Set these artifacts in the join before it merges, or name them in exclude=.",
             names,
         )
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(repr(name) for name in names)

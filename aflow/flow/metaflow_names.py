@@ -173,22 +173,16 @@ class Datastore(Mapping[str, Any]):
 
 
 def _frames(context: TaskContext) -> list[ForeachFrame]:
-    graph = context.definition.graph
     frames = []
     for each in context.stack:
-        opener = graph[each.step]
-        # Metaflow uses the first step inside the foreach, not the step that opened it.
+        opener = context.definition.graph[each.step]
+        of: tuple[str, int | None, int, str | None]
+        of = (each.var, each.num_splits, each.index, each.value)
         if opener.kind is Kind.PARALLEL:
-            frames.append(ForeachFrame(opener.next[0], _GANG, None, each.index, None))
-        else:
-            frames.append(
-                ForeachFrame(opener.next[0], each.var, each.num_splits, each.index, each.value)
-            )
+            of = (_GANG, None, each.index, None)
+        # Metaflow uses the first step inside the foreach, not the step that opened it.
+        frames.append(ForeachFrame(opener.next[0], *of))
     return frames
-
-
-def _graph_info(context: TaskContext) -> dict[str, Any]:
-    return outline(context.definition)
 
 
 # Attributes of a running step, unless an artifact has the name.
@@ -199,7 +193,7 @@ OF_A_TASK: Mapping[str, Callable[[TaskContext], Any]] = {
     "_foreach_num_splits": lambda context: None,
     "_foreach_stack": _frames,
     "_foreach_var": lambda context: None,
-    "_graph_info": _graph_info,
+    "_graph_info": lambda context: outline(context.definition),
     "_iteration_stack": lambda context: [] if context.passes is None else [context.passes],
     "_success": lambda context: False,
     "_task_ok": lambda context: None,

@@ -9,13 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, assert_never
 from aflow._core.records import fields, replace
 from aflow.errors import AflowError, InvalidDecorator
 from aflow.flow.configs import evaluated, names_of
-from aflow.flow.custom import (
-    Custom,
-    FlowMutator,
-    OnStep,
-    StepMutator,
-    custom_named,
-)
+from aflow.flow.custom import Custom, FlowMutator, OnStep, StepMutator, custom_named
 from aflow.flow.decorators.attach import read_options
 from aflow.flow.decorators.base import DelayedDecorator
 from aflow.flow.decorators.registry import FLOW_KINDS, KINDS, make, make_flow_decorator
@@ -89,10 +83,10 @@ class Draft:
             raise InvalidDecorator(f"{what} in pre_mutate alone.")
 
 
-def _others(there: Sequence[Any], same: Sequence[Any], duplicates: int, where: str) -> Any:
-    """Return the existing decorators that remain when another one of the kind of `same` is added.
+def _others(there: Sequence[Any], made: Any, duplicates: int, where: str) -> list[Any] | None:
+    """Return the existing decorators that remain when `made` is added; None if it is ignored.
 
-    Returns None if the new one is ignored. Raises InvalidDecorator for Duplicates.ERROR.
+    Raises InvalidDecorator for Duplicates.ERROR.
     """
     try:
         policy = Duplicates(duplicates)
@@ -100,6 +94,8 @@ def _others(there: Sequence[Any], same: Sequence[Any], duplicates: int, where: s
         raise InvalidDecorator(
             f"duplicates cannot be {shown(duplicates)}: use IGNORE, ERROR or OVERRIDE."
         ) from None
+    once = isinstance(made, Custom) or not made.repeatable
+    same = [each for each in there if once and each.decorator_name == made.decorator_name]
     if not same:
         return list(there)
     match policy:
@@ -184,10 +180,7 @@ class MutableStep(_Mutable):
         made = decorator_of(deco_type, deco_args or [], deco_kwargs or {}, draft.configs)
         if isinstance(made, StepMutator):
             draft.only_in_pre_mutate("mutators of steps are added")
-        there = draft.steps[self.name]
-        once = isinstance(made, OnStep) or not made.repeatable
-        same = [each for each in there if once and each.decorator_name == made.decorator_name]
-        others = _others(there, same, duplicates, f"step {self.name!r}")
+        others = _others(draft.steps[self.name], made, duplicates, f"step {self.name!r}")
         if others is None:
             return None
         draft.steps[self.name] = [made, *others]
@@ -313,20 +306,14 @@ class MutableFlow(_Mutable):
         made = decorator_of(
             deco_type, deco_args or [], deco_kwargs or {}, draft.configs, FlowMutator
         )
-        if isinstance(made, FlowMutator):
+        is_mutator = isinstance(made, FlowMutator)
+        if is_mutator:
             draft.only_in_pre_mutate("mutators of flows are added")
-            known = [each for each in draft.flow_mutators if type(each) is type(made)]
-            mutators = _others(draft.flow_mutators, known, duplicates, "the flow")
-            if mutators is None:
-                return None
-            draft.flow_mutators = [*mutators, made]
-            return made
-        there, once = draft.decorators, not made.repeatable
-        same = [each for each in there if once and each.decorator_name == made.decorator_name]
-        others = _others(there, same, duplicates, "the flow")
+        there = draft.flow_mutators if is_mutator else draft.decorators
+        others = _others(there, made, duplicates, "the flow")
         if others is None:
             return None
-        draft.decorators = [*others, made]
+        there[:] = [*others, made]
         return made
 
     def remove_decorator(
@@ -509,18 +496,15 @@ def _turn(mutator: Custom, act: Callable[[Any], object], subject: Any) -> None:
 def _evaluated(definition: FlowDefinition) -> FlowDefinition:
     """Return the flow with the config expressions in its decorators evaluated."""
     configs = names_of(definition.configs, definition.config_values or {})
-    steps = {
-        name: replace(
-            step,
-            decorators=tuple(
-                each.resolved(configs) if isinstance(each, DelayedDecorator) else each
-                for each in step.decorators
-            ),
+
+    def resolved(decorators: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(
+            each.resolved(configs) if isinstance(each, DelayedDecorator) else each
+            for each in decorators
         )
+
+    steps = {
+        name: replace(step, decorators=resolved(step.decorators))
         for name, step in definition.steps.items()
     }
-    decorators = tuple(
-        each.resolved(configs) if isinstance(each, DelayedDecorator) else each
-        for each in definition.decorators
-    )
-    return replace(definition, steps=steps, decorators=decorators)
+    return replace(definition, steps=steps, decorators=resolved(definition.decorators))

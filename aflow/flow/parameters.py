@@ -186,7 +186,7 @@ class Parameter:
         if type is None and self.click_options.get("count"):
             return int
         if type is None and self.click_options.get("is_flag"):
-            type = _type_of(self.click_options.get("flag_value", True))
+            type = Parameter.type_of(self.click_options.get("flag_value", True))
         return _checked_type(self.name, type, self._sample(default))
 
     def _sample(self, default: Any) -> Any:
@@ -205,7 +205,13 @@ class Parameter:
         Args:
             value: The default; the type is `str` if it is None.
         """
-        return _type_of(value)
+        for kind in (bool, int, float):  # bool first, because it is a subclass of int
+            if isinstance(value, kind):
+                return kind
+        if isinstance(value, list | dict):
+            return JSONType
+        kind = value.__class__  # e.g. Path, Decimal, an Enum
+        return str if callable(value) or kind.__module__ == "builtins" else kind
 
     def plain(self, value: Any) -> Any:
         """Return a value in a form that JSON can represent; the inverse of `convert`.
@@ -266,16 +272,16 @@ class Parameter:
 
     def _convert_one(self, value: Any, place: int = 0) -> Any:
         kind = self.type[place] if isinstance(self.type, tuple) else self.type
-        known = _CONVERTERS.get(kind)
-        if known is None:
+        convert, expected = _CONVERTERS.get(kind, (None, ""))
+        if convert is None:
             converted = self._made_by(kind, value)
         else:
             try:
-                converted = known(value)
+                converted = convert(value)
             except (ValueError, OverflowError, RecursionError):
                 raise InvalidParameter(
                     f"Parameter {self.name!r} has the value {shown(value)}, "
-                    f"which is not {_EXPECTED[kind]}."
+                    f"which is not {expected}."
                 ) from None
         if self.choices is not None and converted not in self.choices:
             raise InvalidParameter(
@@ -363,7 +369,7 @@ def _literal(type: Any, choices: Sequence[Any] | None) -> tuple[Any, Sequence[An
 def _checked_type(name: str, type: Any, default: Any) -> Any:
     """Return the declared type after a check, or else the type of the default."""
     if type is None:
-        return _type_of(default)
+        return Parameter.type_of(default)
     if type is JSONTypeClass:
         return JSONType
     try:
@@ -396,16 +402,6 @@ def _is_click_type(kind: Any) -> bool:
         and callable(getattr(kind, "convert", None))
         and hasattr(kind, "name")
     )
-
-
-def _type_of(default: Any) -> Any:
-    for kind in (bool, int, float):  # bool first, because it is a subclass of int
-        if isinstance(default, kind):
-            return kind
-    if isinstance(default, list | dict):
-        return JSONType
-    kind = default.__class__  # e.g. Path, Decimal, an Enum
-    return str if callable(default) or kind.__module__ == "builtins" else kind
 
 
 def _to_str(value: Any) -> str:
@@ -447,19 +443,13 @@ def _to_json(value: Any) -> Any:
     return value
 
 
-_CONVERTERS: dict[Any, Callable[[Any], Any]] = {
-    str: _to_str,
-    int: _to_int,
-    float: _to_float,
-    bool: _to_bool,
-    JSONType: _to_json,
-}
-_EXPECTED: dict[Any, str] = {
-    str: "a text (type str)",
-    int: "a whole number (type int)",
-    float: "a number (type float)",
-    bool: "one of true, false, yes, no, 1, 0 (type bool)",
-    JSONType: 'JSON (such as {"a": 1})',
+# By type: the function that converts a value, and what it accepts, for errors.
+_CONVERTERS: dict[Any, tuple[Callable[[Any], Any] | None, str]] = {
+    str: (_to_str, "a text (type str)"),
+    int: (_to_int, "a whole number (type int)"),
+    float: (_to_float, "a number (type float)"),
+    bool: (_to_bool, "one of true, false, yes, no, 1, 0 (type bool)"),
+    JSONType: (_to_json, 'JSON (such as {"a": 1})'),
 }
 
 

@@ -118,8 +118,7 @@ def _disagreement(node: Node, steps: tuple[Any, ...]) -> InvalidTransition:
         if not callable(step) and not isinstance(step, dict):
             return InvalidTransition(
                 f"Step {node.name!r} gives {shown(step)} to self.next(), which is not a step. If "
-                "an "
-                "artifact has the name of a step, rename it."
+                "an artifact has the name of a step, rename it."
             )
     if node.kind is Kind.END:
         return InvalidTransition(
@@ -146,25 +145,6 @@ def set_launcher(launcher: Callable[[FlowSpec], None]) -> None:
     """
     global _launcher
     _launcher = launcher
-
-
-class ForeachLevel(Protocol):
-    """One level of nested foreaches around a task.
-
-    `step` is the step that opened it, `var` the artifact with its items, `num_splits` the number of
-    items, `index` the index of the current item and `value` a short text of it.
-    """
-
-    @property
-    def step(self) -> str: ...
-    @property
-    def var(self) -> str: ...
-    @property
-    def num_splits(self) -> int | None: ...
-    @property
-    def index(self) -> int: ...
-    @property
-    def value(self) -> str: ...
 
 
 @contextmanager
@@ -233,8 +213,11 @@ class TaskContext(Protocol):
         """The flow, with the values of its configs, after its mutators."""
 
     @property
-    def stack(self) -> Sequence[ForeachLevel]:
-        """The enclosing foreaches of the task, outermost first, without the items."""
+    def stack(self) -> Sequence[Any]:
+        """The enclosing foreaches of the task, outermost first, without the items.
+
+        Each has the attributes of `aflow.storage.artifacts.ForeachFrame`.
+        """
 
     def merge(
         self,

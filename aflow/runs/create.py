@@ -18,7 +18,7 @@ from aflow._core.version import __version__
 from aflow.errors import AflowError, InvalidInput, NotFound, VersionConflict
 from aflow.flow.configs import ConfigValue, names_of
 from aflow.flow.current import current
-from aflow.flow.parameters import Parameter, ParameterContext, resolve
+from aflow.flow.parameters import IncludeFile, Parameter, ParameterContext, resolve
 from aflow.metadata.base import LEASE, SPIN, RunRecord
 from aflow.scheduler.states import TERMINAL_RUN_STATES, RunState
 from aflow.storage.artifacts import ArtifactWriter, Manifest
@@ -49,12 +49,9 @@ def included(parameters: Mapping[str, Any], values: Mapping[str, Any]) -> dict[s
     Raises:
         InvalidParameter: If a file cannot be read.
     """
-    module = sys.modules.get("aflow.flow.parameters")  # not imported: no flow has an IncludeFile
-    if module is None:
-        return dict(values)
     return {
         name: parameters[name].content(value, _read)
-        if value is not None and isinstance(parameters.get(name), module.IncludeFile)
+        if value is not None and isinstance(parameters.get(name), IncludeFile)
         else value
         for name, value in values.items()
     }

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ParamSpec, assert_never
 
 from aflow._core.clock import ForwardClock
-from aflow._core.records import dataclass
 from aflow._core.threads import to_the_end
 from aflow.errors import LONGEST_REASON, AflowError, RunLeft, RunTakenOver, VersionConflict, clipped
 from aflow.executors.base import Orphan
@@ -88,17 +87,6 @@ def _guarded(method: Callable[P, None]) -> Callable[P, None]:
     return guarded
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DriverPorts:
-    """The dependencies of a driver: the metadata store, the store of artifacts and logs, the
-    executor of the attempts, and the clock."""
-
-    metadata: MetadataStore
-    store: ObjectStore
-    executor: Executor
-    clock: Clock
-
-
 class RunDriver:
     """Drives one run from its first task to its end. `run` may be awaited once.
 
@@ -118,8 +106,11 @@ class RunDriver:
         new: NewRun,
         context: RunContext,
         machine: Machine,
-        ports: DriverPorts,
         *,
+        metadata: MetadataStore,
+        store: ObjectStore,
+        executor: Executor,
+        clock: Clock,
         lease_holder: str,
         max_log_size: int,
         watch: Watch,
@@ -131,7 +122,7 @@ class RunDriver:
         self._machine = machine
         self._run = run
         self._context = context
-        self._executor = ports.executor
+        self._executor = executor
         self._lease_holder = lease_holder
         self._leaves = False
         self._is_lost = False  # another coordinator has the run
@@ -140,17 +131,15 @@ class RunDriver:
         self._unfinished = unfinished
         # The machine's deadlines are absolute times: they must pass even if the clock is set back,
         # or the clock of the previous coordinator was ahead.
-        self._clock = ForwardClock(ports.clock, run.heartbeat_at or 0.0)
+        self._clock = ForwardClock(clock, run.heartbeat_at or 0.0)
         self._reusable = new.reusable
         self._reused: deque[tuple[LaunchAttempt, ReusableResult]] = deque()
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[RunEnded] = self._loop.create_future()
         self._publisher = EventPublisher(watch, self._broken)
-        self._commits = GroupCommit(
-            ports.metadata, run.key, run.version, self._committed, self._broken
-        )
+        self._commits = GroupCommit(metadata, run.key, run.version, self._committed, self._broken)
         self._gate = CommitGate()
-        self._logs = AttemptLogs(ports.store, run.flow, run.run, max_log_size, self._chunk_stored)
+        self._logs = AttemptLogs(store, run.flow, run.run, max_log_size, self._chunk_stored)
         self._handover = Handover(new.parameters)
         self._live: dict[tuple[int, int], LiveAttempt] = {}
         self._final: tuple[int, RunEnded] | None = None

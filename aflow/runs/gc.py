@@ -55,11 +55,6 @@ class RunsToDelete(NamedTuple):
     keep: int = 0
     spins: bool = False
 
-    @property
-    def is_nothing(self) -> bool:
-        """Whether no criterion is given, so that no run is selected."""
-        return self == RunsToDelete()
-
 
 class Removed(NamedTuple):
     """What was removed, or would be in a dry run: runs, and the number and bytes of objects.
@@ -154,7 +149,7 @@ def runs_to_delete(
         selection: The criteria for the runs to delete.
         grace: The time in seconds for which a run without a coordinator is kept.
     """
-    if selection.is_nothing:
+    if selection == RunsToDelete():
         return []
     flows = (
         [selection.flow] if selection.flow is not None else [flow for flow, _ in metadata.flows()]

@@ -318,7 +318,8 @@ class RunMachine:
         elif outcome.state in _FAILURES:
             self._settle(task, TaskState.FAILED, task.last_reason(outcome), commands)
         else:
-            self._settle(task, TaskState.CANCELLED, self._why_cancelled(outcome), commands)
+            reason = outcome.reason or "The task was not finished: the run is stopping."
+            self._settle(task, TaskState.CANCELLED, reason, commands)
         self._go_on(commands)
 
     def _time_passed(self, event: TimePassed, now: float, commands: list[Command]) -> None:
@@ -383,9 +384,6 @@ class RunMachine:
         else:
             task.step.cancelled += 1
         commands.append(TaskSettled(task.number, task.attempt, False, reason))
-
-    def _why_cancelled(self, outcome: Outcome) -> str:
-        return outcome.reason or "The task was not finished: the run is stopping."
 
     # ------------------------------------------------------------------ tokens
 

@@ -144,15 +144,6 @@ class Decorator:
     is_late: ClassVar[bool] = False  # whether its options depend on the values of configs
     open_options: ClassVar[str] = ""  # the field for options with custom names, if it has one
 
-    @classmethod
-    def can_stand_on(cls, decorated: object) -> bool:
-        """Return whether a decorator of this class can decorate this object.
-
-        Args:
-            decorated: The object below the decorator.
-        """
-        return callable(decorated) and isinstance(decorated, type) is cls.is_of_classes
-
     def put_on(self, decorated: Any) -> None:
         """Add the decorator to a step or flow, as the outermost one.
 
@@ -329,7 +320,8 @@ def written(of: Callable[P, Decorator]) -> Decorates[P]:
 
 
 def _check_below(kind: type[Decorator], decorated: Sequence[object]) -> None:
-    if len(decorated) > 1 or not all(map(kind.can_stand_on, decorated)):
+    fit = [callable(each) and isinstance(each, type) is kind.is_of_classes for each in decorated]
+    if len(decorated) > 1 or not all(fit):
         name = kind.decorator_name
         raise InvalidDecorator(
             f"@{name} takes its options by name, as in @{name}(option=value), and stands on "

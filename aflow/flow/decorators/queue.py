@@ -28,8 +28,7 @@ class QueueDecorator(StepDecorator):
         if not isinstance(pool, str) or not 0 < len(pool) <= 40 or set(pool) - _ALLOWED:
             raise InvalidDecorator(
                 f"@queue: pool={self.pool!r} is not a name of a pool: use letters, digits and _ . "
-                "-, "
-                "40 of them at most."
+                "-, 40 of them at most."
             )
 
     def shapes_result(self) -> None:

@@ -121,7 +121,7 @@ class Known(NamedTuple):
 
     digest: str
     leads: list[Reached]
-    attributes: frozenset[str]
+    attributes: frozenset[str] = frozenset()
 
 
 class _Module(NamedTuple):
@@ -295,7 +295,7 @@ class _Reader:
             try:
                 known = self._looked_at(each)
             except _ASKED_IN_VAIN:
-                known = Known(NOT_TELLABLE, [], frozenset())
+                known = Known(NOT_TELLABLE, [])
             self._known[key] = known
             self._kept.append(each.value)
         return known
@@ -312,17 +312,17 @@ class _Reader:
             case _Library():
                 version = sources.library_version(value.name)
                 digest = _NOTHING if version is None else _short(version.encode())
-                return Known(digest, [], frozenset())
+                return Known(digest, [])
             case _Folder():
                 whole = sources.folder_digest(self._folder)
-                return Known(whole[:_DIGITS] if whole else NOT_TELLABLE, [], frozenset())
+                return Known(whole[:_DIGITS] if whole else NOT_TELLABLE, [])
             case _Anything():
-                return Known(_NOTHING, list(self._methods()), frozenset())
+                return Known(_NOTHING, list(self._methods()))
             case FunctionType():
                 return self._of_function(value)
             case type():
                 return self._of_class(value)
-        return self._of_value(value, each.module)
+        return Known(*self._content(value, each.module))
 
     def _of_function(self, function: FunctionType) -> Known:
         if not self._is_ours(function):
@@ -330,7 +330,7 @@ class _Reader:
             wrapped = getattr(function, "__wrapped__", None)
             for cell in (wrapped, function.__closure__, function.__dict__):
                 leads += self._search(cell, _module_of(function))
-            return Known(_NOTHING, leads, frozenset())
+            return Known(_NOTHING, leads)
         module = _module_of(function) or self._cls.__module__
         mentions = mentions_of(function.__code__)
         leads = [*self._of_mentions(mentions, function.__globals__, module)]
@@ -354,7 +354,7 @@ class _Reader:
 
     def _of_class(self, cls: type) -> Known:
         if not self._is_ours(cls):
-            return Known(_NOTHING, [*self._library(_module_of(cls))], frozenset())
+            return Known(_NOTHING, [*self._library(_module_of(cls))])
         leads = [Reached(_name(base), base, _module_of(base)) for base in cls.__bases__]
         leads.append(Reached(_name(type(cls)), type(cls), _module_of(type(cls))))
         members: dict[str, Any] = {}
@@ -367,11 +367,7 @@ class _Reader:
             is_slot = isinstance(value, types.MemberDescriptorType | types.GetSetDescriptorType)
             values.append((name, None if is_slot else value))
         digest, more = self._content((values, [*members.items()]), _module_of(cls))
-        return Known(digest, leads + more, frozenset())
-
-    def _of_value(self, value: Any, module: str) -> Known:
-        digest, leads = self._content(value, module)
-        return Known(digest, leads, frozenset())
+        return Known(digest, leads + more)
 
     def _of_module(self, name: str) -> Known:
         """Return the analysis of a module that is used as an object: its source and attributes."""
@@ -379,12 +375,12 @@ class _Reader:
         for each, value in vars(sys.modules[name]).items():
             if each not in _OF_MODULES:
                 leads += self._lead(f"{_called(name)}.{each}", value, name)
-        return Known(_NOTHING, leads, frozenset())
+        return Known(_NOTHING, leads)
 
     def _of_source(self, which: _ModuleSource) -> Known:
         source = self._source(which.name)
         if source is None:
-            return Known(NOT_TELLABLE, [], frozenset())
+            return Known(NOT_TELLABLE, [])
         digest = (source.raw_digest if which.raw else source.digest)[:_DIGITS]
         leads = list(self._of_imports(source.imports(anywhere=True)))
         attributes: frozenset[str] = frozenset()
@@ -400,10 +396,10 @@ class _Reader:
         source, module = self._source(name), sys.modules.get(name)
         body = None if source is None or module is None else source.body(vars(module))
         if body is None or module is None:
-            return Known(_NOTHING, [], frozenset())
+            return Known(_NOTHING, [])
         mentions = mentions_of(body.code)
         leads = [*self._of_mentions(mentions, vars(module), name)]
-        return Known(body.digest[:_DIGITS], leads, frozenset())
+        return Known(body.digest[:_DIGITS], leads)
 
     # ------------------------------------------------------------ what code reaches
 

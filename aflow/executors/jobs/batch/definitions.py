@@ -157,7 +157,8 @@ def limit_of(step: StepDefinition | None, settings: AwsSettings, wait: float = 0
     timeout = step.decorator("timeout") if step else None
     if timeout is None:
         return StepOptions(step, "batch", settings).whole("runtime_limit") or LIMIT
-    return max(SHORTEST, math.ceil(timeout.total_seconds + wait) + MARGIN)
+    seconds: float = timeout.total_seconds + wait
+    return max(SHORTEST, math.ceil(seconds) + MARGIN)
 
 
 # ------------------------------------------------------------------ parts

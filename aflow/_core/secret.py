@@ -119,6 +119,16 @@ def without_passwords(text: str) -> str:
     return re.sub(_OPTIONS, lambda found: found[1] if found[2] else "", text)
 
 
+def without_credentials(text: str) -> str:
+    """Return a text without user names, passwords and tokens in its URLs, for packages and indexes.
+
+    Args:
+        text: A URL, or lines that may contain URLs, such as the output of uv.
+    """
+    # Up to the last @ of the host: a password may contain others.
+    return re.sub(r"(?i)([a-z][a-z0-9+.-]*://)[^/?#\s]+@", r"\1", text)
+
+
 def without_account(url: str) -> str:
     """Return the URL of a server without user and password, and without secret options.
 

@@ -53,6 +53,8 @@ class ConfigFile:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
+            if not os.path.isdir(self.path.parent):  # below the home of another user, as in jobs
+                return None
             raise InvalidSetting(
                 f"The settings in {self.path} cannot be read: {error.strerror}."
             ) from error

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from aflow._core.secret import without_credentials
 from aflow._core.settings import environment_with
 from aflow.environments.files import Files
 from aflow.environments.lock import CONDA, Lock, LockedPackage, digest_of_values, lock_of
@@ -23,7 +24,6 @@ from aflow.environments.uv import (
     own_interpreter,
     refuse_older,
     stamp_of,
-    without_credentials,
 )
 from aflow.errors import EnvironmentFailed, MissingExtra
 

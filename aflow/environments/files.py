@@ -22,9 +22,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from aflow._core.secret import without_credentials
 from aflow._core.settings import environment_with
 from aflow.environments.lock import LockedPackage
-from aflow.environments.uv import index_of_pip, without_credentials
+from aflow.environments.uv import index_of_pip
 from aflow.errors import EnvironmentFailed
 from aflow.storage.blobs import digest_of
 

@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from aflow._core.private_folders import read_regular
+from aflow._core.secret import without_credentials
+from aflow._core.settings import environment_with
 from aflow.environments.files import Files, digest_of_file, download, write
 from aflow.environments.lock import Lock, LockedPackage, digest_of_values, lock_of, normalized
 from aflow.environments.spec import Spec
@@ -34,13 +36,11 @@ from aflow.environments.uv import (
     UvFailed,
     index_identity,
     pip_has_several_indexes,
-    without_credentials,
 )
 from aflow.errors import EnvironmentFailed, InvalidLock, InvalidSetting
 
 _FORM = 1  # version of the cache keys of locks
 _SOURCES = (".tar.gz", ".zip", ".tar.bz2", ".tar.xz")
-_NOT_SOURCE = frozenset({".git", ".venv", "__pycache__", ".aflow", ".metaflow", "build", "dist"})
 _DIGEST = " --hash="  # precedes each digest of a requirement, as in a requirements.txt
 _MANYLINUX = re.compile(r"(\w+?)-manylinux_(\d+)_(\d+)\Z")
 _GLIBCS = (*range(40, 30, -1), 28, 17)  # the minor versions of manylinux_2_x that uv supports
@@ -590,6 +590,7 @@ def _checked_out(title: str, vcs: Mapping[str, Any], folder: Path) -> tuple[Path
             errors="replace",
             check=False,
             stdin=subprocess.DEVNULL,
+            env=environment_with({"GIT_TERMINAL_PROMPT": "0"}),  # uv has had the credentials
         )
         if done.returncode:
             why = without_credentials((done.stderr.strip().splitlines() or ["git failed"])[-1])
@@ -637,8 +638,12 @@ def _tree_stamp(folder: Path) -> str:
     """Return a digest of the paths, sizes and modification times of a project's sources."""
     found: list[tuple[str, int, int]] = []
     for place, folders, files in os.walk(folder):
-        folders[:] = [each for each in folders if each not in _NOT_SOURCE and each[:1] != "."]
+        # A build makes folders of these names, the first two in the folder of the project.
+        made = ("build", "dist", "__pycache__")[0 if Path(place) == folder else 2 :]
+        folders[:] = [each for each in folders if each not in made
+                      and not each.endswith(".egg-info") and each[:1] != "."]  # fmt: skip
         for each in files:
-            stat = os.stat(os.path.join(place, each), follow_symlinks=False)
-            found.append((os.path.join(place, each), stat.st_size, stat.st_mtime_ns))
+            with suppress(FileNotFoundError):  # deleted meanwhile, as temporary files are
+                stat = os.stat(os.path.join(place, each), follow_symlinks=False)
+                found.append((os.path.join(place, each), stat.st_size, stat.st_mtime_ns))
     return digest_of_values(sorted(found))

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from aflow import environments
 from aflow._core.records import NamedTuple, dataclass
+from aflow._core.secret import without_credentials
 from aflow.environments.lock import normalized
 from aflow.errors import InvalidDecorator
 
@@ -170,7 +171,7 @@ def _requirement(name: str, version: str, where: str) -> str:
     Metaflow."""
     name, version = name.strip(), version.strip()
     _refuse_options(name, version, where)
-    asked = version
+    named = f"the package {name!r} {version!r}"
     version, digests = _digests(version, name, where)
     if _DIRECT.match(name):  # a URL or a file, with which a name is optional
         return name + version + digests
@@ -191,10 +192,8 @@ def _requirement(name: str, version: str, where: str) -> str:
     try:
         Requirement(text)
     except InvalidRequirement as error:
-        raise InvalidDecorator(
-            f"{where.capitalize()} asks for the package {name!r} {asked!r}, which is not a "
-            f"requirement: {str(error).splitlines()[0]}"
-        ) from error
+        why = str(error).splitlines()[0]
+        raise _fault(where, f"{named}, which is not a requirement: {why}") from error
     return text + digests
 
 
@@ -203,10 +202,8 @@ def _digests(version: str, name: str, where: str) -> tuple[str, str]:
     version, *found = re.split(r"\s+--hash[= ]", f" {version}")
     for each in found:
         if not re.fullmatch(r"sha256:[0-9a-f]{64}", each.strip()):
-            raise InvalidDecorator(
-                f"{where.capitalize()} asks for the package {name!r} with the digest {each!r}, "
-                "which is none of sha256 (--hash=sha256:...)."
-            )
+            what = f"the package {name!r} with the digest {each!r}"
+            raise _fault(where, f"{what}, which is none of sha256 (--hash=sha256:...).")
     return version.strip(), "".join(f" --hash={each.strip()}" for each in found)
 
 
@@ -223,9 +220,11 @@ def _match_spec(name: str, version: str, where: str) -> str:
 def _refuse_options(name: str, version: str, where: str) -> None:
     text = f"{name}{version}"
     if not name or name.startswith("-") or any(each in text for each in "\r\n\0\\"):
-        raise InvalidDecorator(
-            f"{where.capitalize()} asks for the package {name!r} {version!r}, which names none."
-        )
+        raise _fault(where, f"the package {name!r} {version!r}, which names none.")
+
+
+def _fault(where: str, what: str) -> InvalidDecorator:
+    return InvalidDecorator(without_credentials(f"{where.capitalize()} asks for {what}"))
 
 
 def _python(version: str | None, where: str) -> str | None:
@@ -233,8 +232,6 @@ def _python(version: str | None, where: str) -> str | None:
         return None
     text = version.strip().removeprefix("==").strip()
     if not re.fullmatch(r"[0-9.*<>=!~, ]+", text):
-        raise InvalidDecorator(
-            f"{where.capitalize()} asks for Python {version!r}, which is not a version: give one "
-            'such as "3.12" or "3.12.4".'
-        )
+        what = f"Python {version!r}, which is not a version"
+        raise _fault(where, f'{what}: give one such as "3.12" or "3.12.4".')
     return text.removesuffix(".*")

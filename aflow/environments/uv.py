@@ -20,13 +20,12 @@ from stat import S_ISREG
 from typing import NamedTuple
 
 from aflow._core.private_folders import writable_or_temporary
+from aflow._core.secret import without_credentials
 from aflow._core.settings import environment_with
 from aflow.errors import EnvironmentFailed, MissingExtra, UnsafeFolder
 
 Report = Callable[[str], None]
 
-# Up to the last @ of the host: passwords may contain others.
-_CREDENTIALS = re.compile(r"([a-z][a-z0-9+.-]*://)[^/?#\s]+@", re.IGNORECASE)
 _INDEX_VARIABLES = (
     "UV_INDEX", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS",
     "UV_CONFIG_FILE",
@@ -48,15 +47,6 @@ _GIT = re.compile(r"git operation failed.*stderr\s*(?:fatal:\s*)?(.+)", re.IGNOR
 _LABEL = re.compile(r"^(?:error|cause|caused by|\xd7|╰─▶|├─▶|│)\s*:?\s*", re.IGNORECASE)
 _SHOWN = ("Downloading ", "Building ", "Built ", "Preparing ")
 _HINTS = ("hint:", "help:")
-
-
-def without_credentials(text: str) -> str:
-    """Return a text with the user information (password, token) removed from its URLs.
-
-    Args:
-        text: A URL, or lines that may contain URLs, such as the output of uv.
-    """
-    return _CREDENTIALS.sub(r"\1", text)
 
 
 class Uv:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
+from aflow._core.secret import without_credentials
 from aflow.environments.spec import asked_packages
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def notes(
     for step in definition.steps.values():
         for package, version in packages_of(definition, step).items():
             version = version.partition("--hash=")[0].strip()
-            asked.setdefault(f"{package} {version}".strip(), []).append(step.name)
+            text = without_credentials(f"{package} {version}".strip())
+            asked.setdefault(text, []).append(step.name)
     for text, steps in asked.items():
         package, _, version = text.partition(" ")
         there = _installed(package)

@@ -23,6 +23,11 @@ PAGE = 1000  # manifests for each query of a join
 _CACHED_MANIFESTS = 512
 
 
+def no_metadata() -> MetadataStore:
+    """Return the metadata for attempts that must not need it: raises if it is used."""
+    raise AssertionError("what these tasks read is in memory, or came with them")
+
+
 class Manifests:
     """The manifests of a run's tasks: sent with the spec, or read from the metadata."""
 
@@ -124,7 +129,8 @@ class KnownManifests(Manifests):
     """Manifests that are all in memory, for a run that is not in any metadata."""
 
     def __init__(self, parameters: Manifest) -> None:
-        self._by_task = {int(PARAMETERS_TASK): parameters}
+        super().__init__(no_metadata, 0)
+        self._cache[PARAMETERS_TASK] = parameters
         self._in_split: dict[int, dict[int, tuple[int, str]]] = {}
 
     def add(
@@ -144,31 +150,19 @@ class KnownManifests(Manifests):
             split: The task that opened the foreach.
             index: The index of the item in the foreach.
         """
-        self._by_task[task] = manifest
+        self._cache[task] = manifest  # not `remember`, which evicts others
         if split is not None and index is not None:
             self._in_split.setdefault(split, {})[index] = (task, step)
-
-    def knows(self, task: int) -> bool:
-        """Return whether the manifest is known."""
-        return task in self._by_task
 
     def passes(self, inputs: Inputs, step: str) -> int:
         """Return 0: the step runs outside of a run."""
         return 0
 
-    def of(self, task: int) -> Manifest:
-        """Return the manifest of a task."""
-        return self._by_task[task]
-
-    def with_item(self, task: int, index: int) -> Manifest:
-        """Return the manifest of a task."""
-        return self._by_task[task]
-
     def page(self, inputs: FromForeach, start: int) -> list[tuple[int, int, str, Manifest]]:
         """Return up to PAGE inputs of a foreach join, starting at split index `start`."""
         tasks = self._in_split.get(inputs.split, {})
         return [
-            (index, task, step, self._by_task[task])
+            (index, task, step, self._cache[task])
             for index, (task, step) in sorted(tasks.items())
             if start <= index < start + PAGE
         ]

@@ -23,13 +23,12 @@ from aflow.scheduler.messages import FromForeach, decode_inputs
 from aflow.scheduler.states import AttemptState
 from aflow.storage.artifacts import Manifest
 from aflow.storage.blobs import digest_of
-from aflow.task.inputs import PAGE, Manifests
+from aflow.task.inputs import PAGE, Manifests, no_metadata
 from aflow.task.runner import AttemptRunner, sentence
 from aflow.task.spec import AttemptKey, AttemptReport, AttemptSpec, RunContext
 
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
-    from aflow.metadata.base import MetadataStore
     from aflow.storage.base import ObjectStore
     from aflow.storage.blobs import BlobStore
 
@@ -201,7 +200,7 @@ class StoredManifests(Manifests):
     """
 
     def __init__(self, payloads: Payloads) -> None:
-        super().__init__(_no_metadata, 0)
+        super().__init__(no_metadata, 0)
         self._payloads = payloads
         self._running: dict[AttemptKey, AttemptSpec] = {}  # the latest last
         self._read: tuple[str, dict[int, bytes], list[Row]] | None = None
@@ -276,15 +275,11 @@ class StoredManifests(Manifests):
         return self._read[1], self._read[2]
 
 
-def _no_metadata() -> MetadataStore:
-    raise AssertionError("nothing is read from the metadata here")
-
-
 class RemoteRunner(AttemptRunner):
     """Runs attempts of one run without the metadata, and commits their results to the store."""
 
     def __init__(self, context: RunContext, blobs: BlobStore, clock: Clock) -> None:
-        super().__init__(context, blobs, _no_metadata, clock)
+        super().__init__(context, blobs, no_metadata, clock)
         self._stored = StoredManifests(Payloads(blobs.store, context.flow, context.run))
         self.manifests = self._stored
 

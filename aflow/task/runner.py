@@ -105,11 +105,6 @@ class Execution:
         return (self.flow, self.inputs) if self.step.takes_inputs else (self.flow,)
 
 
-def no_metadata() -> MetadataStore:
-    """Return the metadata for attempts whose inputs are all in memory: raises if it is used."""
-    raise AssertionError("what these tasks read is in memory")
-
-
 class AttemptRunner:
     """Runs attempts of one run: one after another, or many at a time for coroutine steps."""
 

@@ -35,8 +35,8 @@ from aflow.storage.blobs import BlobStore
 from aflow.storage.items import ItemReader, write_items
 from aflow.storage.memory import MemoryStore
 from aflow.task.config_binding import configured
-from aflow.task.inputs import KnownManifests, TaskArtifacts
-from aflow.task.runner import AttemptRunner, Execution, no_metadata
+from aflow.task.inputs import KnownManifests, TaskArtifacts, no_metadata
+from aflow.task.runner import AttemptRunner, Execution
 from aflow.task.spec import NO_RUN, AttemptSpec
 
 if TYPE_CHECKING:

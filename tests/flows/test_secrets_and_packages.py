@@ -104,7 +104,8 @@ def test_packages_are_those_that_are_installed_with_a_note_on_others(
 ) -> None:
     ran = run(
         workspace,
-        "@pypi(packages={'click': '0.1', 'no-such-package': '1'})",
+        "@pypi(packages={'click': '0.1', 'no-such-package': '1',"
+        " 'mine': '@ git+https://ada:hunter2@host/x'})",
         "pass",
         head="@conda_base(libraries={'msgpack': '>=1.0'}, python='3.11')",
         AFLOW_DEFAULT_ENVIRONMENT="local",
@@ -113,6 +114,7 @@ def test_packages_are_those_that_are_installed_with_a_note_on_others(
     assert "Package click 0.1 is asked for by start;" in ran.err
     assert "Package no-such-package 1 is not installed, which is asked for by: start." in ran.err
     assert "msgpack" not in ran.err
+    assert "Package mine @ git+https://host/x is not installed" in ran.err
 
 
 def test_a_step_may_do_without_the_packages_of_the_flow(workspace: Workspace) -> None:

@@ -55,8 +55,9 @@ from aflow.scheduler.messages import FromTask, NoInputs, encode_inputs
 from aflow.storage.artifacts import Manifest
 from aflow.storage.blobs import BlobStore
 from aflow.storage.memory import MemoryStore
+from aflow.task.inputs import no_metadata
 from aflow.task.program import LoadRequest, Program, become_main, is_library
-from aflow.task.runner import AttemptRunner, no_metadata
+from aflow.task.runner import AttemptRunner
 from aflow.task.spec import NO_RUN, AttemptSpec, RunContext
 
 if TYPE_CHECKING:

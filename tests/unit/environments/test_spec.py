@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from aflow import FlowSpec, conda, conda_base, pypi, pypi_base, step
+from aflow._core.secret import without_credentials
 from aflow.environments import asks
 from aflow.environments.build import Environments
 from aflow.environments.conda import lock as conda_lock
@@ -22,7 +23,6 @@ from aflow.environments.uv import (
     find_uv,
     fits,
     own_interpreter,
-    without_credentials,
 )
 from aflow.errors import EnvironmentFailed, InvalidDecorator, InvalidLock, MissingExtra
 from aflow.flow.spec import define
@@ -219,3 +219,45 @@ def test_the_password_of_an_index_is_on_no_command_line(
     assert "canary" not in words
     assert variables == ("https://u:canary@one/simple https://u:canary@two https://u:canary@three")
     assert "canary" not in known.run("--version")
+
+
+def test_a_token_in_a_url_that_cannot_be_used_is_not_shown() -> None:
+    url = "git+https://ada:s@cret@host/x.git and more"
+    for wrong in ({"mine": f"@ {url}"}, {url: "1 --hash=md5:1"}, {"": url}):
+
+        class Wrong(FlowSpec):
+            @pypi(packages=wrong)
+            @step
+            def start(self) -> None:
+                self.next(self.end)
+
+            @step
+            def end(self) -> None: ...
+
+        with pytest.raises(InvalidDecorator, match="Step start asks for the package") as caught:
+            specs_of(define(Wrong))
+        assert "ada" not in str(caught.value)
+        assert "cret" not in str(caught.value)
+
+
+def test_a_folder_is_built_when_its_source_has_changed_and_only_then(tmp_path: Path) -> None:
+    built = tmp_path / "built"
+    during = (
+        f"import os; os.makedirs('mine.egg-info', exist_ok=True)"
+        f"; open({str(built)!r}, 'a').write('.'); open('mine.egg-info/PKG-INFO', 'a').write('.')"
+    )
+    source = packages.make_source(tmp_path / "mine", "mine", "1.0", during=during)
+    module = source / "src" / "mine" / "build" / "steps.py"  # which no build has made
+    module.parent.mkdir(parents=True)
+    module.write_text("first")
+    own = own_interpreter()
+    solver = Solver(tmp_path / "environments", tmp_path, Uv())
+
+    counts = []
+    for text in ("first", "first", "second"):
+        if text == "second":
+            module.write_text(text)
+        solver.lock(Spec(requirements=("./mine",)), Target(own.version, this_platform(), own))
+        counts.append(len(built.read_text()))
+
+    assert counts[0] == counts[1] < counts[2]

@@ -50,8 +50,8 @@ NEEDS_RECEIPTS = sys.platform != "linux"
 # call waits for any child. (macOS has no waitid.)
 WAITS_FOR_ANY: dict[str, Callable[..., bool]] = {
     "wait": lambda: True,
-    "wait3": lambda *_: True,
-    "wait4": lambda pid=0, *_: pid == -1,
+    "wait3": lambda *_, **__: True,
+    "wait4": lambda pid=0, *_, **__: pid == -1,
     "waitpid": lambda pid=0, *_: pid == -1,
     "waitid": lambda kind=None, *_: kind == os.P_ALL,
 }

@@ -158,7 +158,10 @@ class ForeachFrame(NamedTuple):
 
 @dataclass(slots=True)
 class Manifest:
-    """The result of one attempt: its artifacts, transition, foreach stack and exception."""
+    """The result of one attempt: its artifacts, transition, foreach stack and exception.
+
+    `passes` is how often the step has run before, one time after another.
+    """
 
     step: str = ""
     artifacts: dict[str, Entry] = field(default_factory=dict)
@@ -167,21 +170,23 @@ class Manifest:
     stack: tuple[ForeachFrame, ...] = ()
     items: Any = None
     error: dict[str, Any] | None = None
+    passes: int = 0
 
     def encode(self) -> bytes:
         """Return the manifest as bytes. Equal manifests have equal bytes."""
-        return msgpack.packb(  # type: ignore[no-any-return]
-            {
-                "v": VERSION,
-                "s": self.step,
-                "a": self.artifacts,
-                "i": self.inherited,
-                "t": self.transition,
-                "f": self.stack,
-                "x": self.items,
-                "e": self.error,
-            }
-        )
+        fields = {
+            "v": VERSION,
+            "s": self.step,
+            "a": self.artifacts,
+            "i": self.inherited,
+            "t": self.transition,
+            "f": self.stack,
+            "x": self.items,
+            "e": self.error,
+        }
+        if self.passes:
+            fields["p"] = self.passes
+        return msgpack.packb(fields)  # type: ignore[no-any-return]
 
     @classmethod
     def decode(cls, data: bytes) -> Manifest:
@@ -212,6 +217,7 @@ class Manifest:
                 stack=tuple(map(_frame, raw["f"])),
                 items=raw["x"],
                 error=error,
+                passes=int(raw.get("p", 0)),
             )
         except StorageError:
             raise

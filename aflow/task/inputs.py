@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from aflow._core.ids import PARAMETERS_TASK
 from aflow.errors import ArtifactNotFound, StorageError
-from aflow.scheduler.messages import FromForeach, FromTask, Inputs, decode_inputs
+from aflow.scheduler.messages import FromForeach
 from aflow.storage.artifacts import Entry, ForeachFrame, Manifest
 
 if TYPE_CHECKING:
@@ -82,22 +82,6 @@ class Manifests:
             self.remember(task, manifest)
         return manifest
 
-    def passes(self, inputs: Inputs, step: str) -> int:
-        """Return how often a step that loops to itself ran before a task with these inputs.
-
-        Args:
-            inputs: The input tasks.
-            step: The name of the step.
-        """
-        count = 0
-        while isinstance(inputs, FromTask):
-            found = self.metadata.task(self._run_key, inputs.task)
-            if found is None or found.task.step != step:
-                break
-            count += 1
-            inputs = decode_inputs(found.task.inputs)
-        return count
-
     def with_item(self, task: int, index: int) -> Manifest:
         """Return the manifest of a task that opens a foreach, with the item at `index`.
 
@@ -153,10 +137,6 @@ class KnownManifests(Manifests):
         self._cache[task] = manifest  # not `remember`, which evicts others
         if split is not None and index is not None:
             self._in_split.setdefault(split, {})[index] = (task, step)
-
-    def passes(self, inputs: Inputs, step: str) -> int:
-        """Return 0: the step runs outside of a run."""
-        return 0
 
     def page(self, inputs: FromForeach, start: int) -> list[tuple[int, int, str, Manifest]]:
         """Return up to PAGE inputs of a foreach join, starting at split index `start`."""

@@ -101,7 +101,8 @@ class StepContext:
         """How often the step has run before, if it is its own successor; None for other steps."""
         if self.step_name not in self.node.next:
             return None
-        return self._manifests.passes(self._inputs, self.step_name)
+        before = self._source.manifest
+        return before.passes + 1 if before.step == self.step_name else 0
 
     @property
     def input(self) -> Any:
@@ -240,7 +241,7 @@ class StepContext:
             ArtifactNotPicklable: If a value cannot be pickled; the error names the artifact.
             StoreUnavailable: If the datastore does not respond.
         """
-        manifest = Manifest(step=self.step_name, stack=self.stack)
+        manifest = Manifest(step=self.step_name, stack=self.stack, passes=self.passes or 0)
         for name, value in left.items():
             entry = self._changed(name, value, writer)
             if entry is not None:

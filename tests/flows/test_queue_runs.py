@@ -358,11 +358,29 @@ def test_a_run_that_is_stopped_stops_its_tasks_on_workers(workers: Workers) -> N
     assert 0 == worker.wait(60)  # it has nothing more to run
 
 
-def test_steps_choose_their_pool(workers: Workers) -> None:
+TURNS = """
+        self.turns = []
+        self.next(self.turn)
+
+    @step
+    def turn(self):
+        self.turns = self.turns + self._iteration_stack
+        self.case = "again" if len(self.turns) < 3 else "on"
+        self.next({"again": self.turn, "on": self.end}, condition="case")
+
+    @step
+    def end(self):
+        assert [0, 1, 2] == self.turns
+"""
+
+
+def test_steps_choose_their_pool_and_know_how_often_they_have_run(workers: Workers) -> None:
     source = FLOW.replace(
         "    @step\n    def right", '    @queue(pool="gpu")\n    @step\n    def right'
     )
-    workers.workspace.write(source)
+    last = "        self.next(self.end)\n\n    @step\n    def end(self):\n"
+    assert last in source
+    workers.workspace.write(source.replace(last, TURNS[1:]))
     workers.start("--slots", "2")
     workers.start("--slots", "1", "--pool", "gpu")
 

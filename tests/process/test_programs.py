@@ -723,8 +723,8 @@ WAITS = {
     "wait": os.wait,
     "waitpid": lambda: os.waitpid(-1, os.WNOHANG)[0],
     "waitid": lambda: os.waitid(os.P_ALL, 0, os.WEXITED),
-    "wait3": lambda: os.wait3(0),
-    "wait4": lambda: os.wait4(-1, 0),
+    "wait3": lambda: os.wait3(options=0),
+    "wait4": lambda: os.wait4(pid=-1, options=0),
 }
 print("ended:", {name: ended(wait) for name, wait in WAITS.items()})
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)

@@ -334,10 +334,10 @@ def _give_way_to_waits() -> None:
 
 def _giving_way(own: Callable[..., Any], means_any: Callable[..., bool]) -> Callable[..., Any]:
     @wraps(own)
-    def wait(*args: Any) -> Any:
-        if means_any(*args):
+    def wait(*args: Any, **options: Any) -> Any:
+        if means_any(*args, **options):
             drop_zygote()
-        return own(*args)
+        return own(*args, **options)
 
     return wait
 

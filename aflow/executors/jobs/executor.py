@@ -15,6 +15,7 @@ submit it twice.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -65,6 +66,7 @@ _UNKNOWN = JobStatus("", JobState.UNKNOWN)
 _NAMED = "name="  # the prefix of a handle while the job's id is unknown
 
 T = TypeVar("T")
+_log = logging.getLogger("aflow")
 
 
 @dataclass(slots=True, eq=False)
@@ -358,7 +360,7 @@ class JobExecutor(RemoteExecutor[str]):
                 if attempt_key not in self._mail.away:
                     del self._places[attempt_key]
         reason = next((reason for _, reason in cancels.values()), "")
-        ends = []
+        together: list[list[str]] = []
         for array, indexes in by_array.items():
             others = {
                 index
@@ -368,17 +370,23 @@ class JobExecutor(RemoteExecutor[str]):
             whole = not others or array.mark != ":"
             ids = {array.id} if whole else {self._system.member(array.id, at) for at in indexes}
             most, chosen = self._system.limits.terminated, sorted(ids)
-            ends += [
-                partial(self._system.terminate, chosen[at : at + most], reason)
-                for at in range(0, len(chosen), most)
-            ]
-        results = await asyncio.gather(
-            *(self._patiently(each, 2 * self._grace) for each in ends), return_exceptions=True
-        )
-        for result in results:
-            if isinstance(result, BaseException) and not isinstance(result, JobSystemError):
-                raise result  # otherwise it is given up after its grace period
-        if ends:
+            together += [chosen[at : at + most] for at in range(0, len(chosen), most)]
+        going_on: dict[str, JobSystemError] = {}
+
+        async def terminate(ids: list[str]) -> None:
+            try:
+                end = partial(self._system.terminate, ids, reason)
+                await self._patiently(end, 2 * self._grace)
+            except JobSystemError as error:  # the attempts are given up after their grace period
+                going_on.update(dict.fromkeys(ids, error))
+
+        await asyncio.gather(*map(terminate, together))
+        if going_on:
+            _log.warning(
+                "Jobs of %s go on (%s), and have to be ended there: %s",
+                self._system.title, ", ".join([*going_on][:5]), next(iter(going_on.values())),
+            )  # fmt: skip
+        if together:
             self._poller.hurry()
 
     async def _patiently(self, call: Callable[[], T], patience: float = PATIENCE) -> T:

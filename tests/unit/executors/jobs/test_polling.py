@@ -196,7 +196,7 @@ async def test_an_array_that_ends_while_another_is_looked_at_does_not_end_the_ru
 
 class OneByOne(TwoArrays):
     """A job system of single jobs. The first submission waits until it `may_submit`; the jobs end
-    when they are in `ended`, and their ends are unknown while `trouble` is set."""
+    when they are in `ended`. While `trouble` is set, it does not tell how, and ends none."""
 
     scope = "one by one"
 
@@ -228,6 +228,8 @@ class OneByOne(TwoArrays):
         return lost("its machine has gone.")
 
     def terminate(self, ids: Sequence[str], reason: str) -> None:
+        if self.trouble is not None:
+            raise self.trouble
         self.terminated += ids
 
 
@@ -278,7 +280,7 @@ async def test_an_attempt_that_is_left_while_it_is_cancelled_is_not_given_up_her
 
 
 async def test_what_fails_for_one_attempt_ends_no_other_attempt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(polling, "QUIET", Backoff(0.01, 0.01))
 
@@ -300,5 +302,7 @@ async def test_what_fails_for_one_attempt_ends_no_other_attempt(
     system.trouble = JobSystemError("You may not see this.")
     await until(lambda: 1 in recorder.reports)
     assert "does not tell how its job ended: You may not see this." in recorder.reports[1].reason
-    await executor.stop()
+    with caplog.at_level(logging.WARNING, "aflow"):
+        await executor.stop()
+    assert "Jobs of a job system go on (array1), and have to be ended there: You may" in caplog.text
     assert ["lost", "interrupted"] == [recorder.reports[task].state for task in (1, 2)]

@@ -251,10 +251,10 @@ def travelling(
     if store.url == "memory:":
         raise InvalidSetting("Workers cannot reach a datastore in memory: use a folder, or S3.")
     jobs: dict[str, JobOf] = {}
-    for system, jobs_of in _JOBS.items():
+    for system in JOB_SYSTEMS:
         steps = [step for name, step in definition.steps.items() if of_step[name] == system]
         if steps:
-            jobs[system] = jobs_of(definition, options, store, steps)
+            jobs[system] = getattr(_StepJobs(definition, options, store, steps), system)()
     environments = _shipped(options, store, of_step)
     request = request_of(definition, options.decospecs, spun=_spun(options))
     if "pickle" in request.source:  # the flow was defined in a notebook, for example
@@ -278,133 +278,114 @@ def _shipped(
     return envs.transport.ship(locks, store, SystemClock.now(), prepare.to_log, python).of_steps
 
 
-def _batch_jobs(
-    definition: FlowDefinition,
-    options: RunOptions,
-    store: ObjectStore,
-    steps: Sequence[StepDefinition],
-) -> JobOf:
-    """Return the factory of AWS Batch jobs. Requests the kinds of their job queues from AWS."""
-    batch = job_systems.batch
-    definitions = batch.definitions
-    aws.settings.needs_s3(store.url)
-    settings = aws.settings.AwsSettings.load()
-    for step in steps:
-        definitions.step_job(step, settings, {})  # fails early if a setting is missing
-    calls = aws.client.AwsClient(manner=aws.client.ONCE)
-    fargate: dict[str, bool] = {}
+class _StepJobs(NamedTuple):
+    """Creates the jobs of the steps that run in one job system; a method for each system."""
 
-    def ask(queue: str) -> None:
-        fargate[queue] = batch.job_system.called(lambda: calls.is_fargate(queue))
+    definition: FlowDefinition
+    options: RunOptions
+    store: ObjectStore
+    steps: Sequence[StepDefinition]
 
-    for queue in sorted({definitions.queue_of(each, settings) for each in steps}):
-        job_systems.base.until_answered("AWS Batch", lambda: ask(queue))  # noqa: B023 -- called immediately
-    gangs = definition.graph.gangs
-    variables = job_systems.options.variables_of(options.metadata, store.url)
-    variables |= {"AWS_DEFAULT_REGION": calls.region}
-    variables |= _shipped_runtime(store, definition, steps)
-    calls.close()
+    def batch(self) -> JobOf:
+        """Return the factory of AWS Batch jobs. Requests the kinds of their job queues from AWS."""
+        batch = job_systems.batch
+        definitions = batch.definitions
+        aws.settings.needs_s3(self.store.url)
+        settings = aws.settings.AwsSettings.load()
+        for step in self.steps:
+            definitions.step_job(step, settings, {})  # fails early if a setting is missing
+        calls = aws.client.AwsClient(manner=aws.client.ONCE)
+        fargate: dict[str, bool] = {}
 
-    def submitted(step: StepDefinition, attempt: int) -> Any:
-        return definitions.step_job(
-            step,
-            settings,
-            variables,
-            fargate=fargate[definitions.queue_of(step, settings)],
-            is_gang=step.name in gangs,
-            attempt=attempt,
-        )
+        def ask(queue: str) -> None:
+            fargate[queue] = batch.job_system.called(lambda: calls.is_fargate(queue))
 
-    return _kept(steps, submitted)
-
-
-def _shipped_runtime(
-    store: ObjectStore, definition: FlowDefinition, steps: Sequence[StepDefinition]
-) -> dict[str, str]:
-    """Upload this aflow for jobs whose images lack it; return the variables that locate it."""
-    now, ours = SystemClock.now(), Settings.load()
-    targets = envs.spec.job_targets(definition, [each.name for each in steps], ours)
-    shipment = envs.shipping.runtime_shipment(ours.cache / "wheels", now, targets)
-    if shipment is None:
-        return {}
-    shipment.put(store, now)
-    return shipment.variables(store.url)
-
-
-def _slurm_jobs(
-    definition: FlowDefinition,
-    options: RunOptions,
-    store: ObjectStore,
-    steps: Sequence[StepDefinition],
-) -> JobOf:
-    """Return the factory of Slurm jobs, after checking that Slurm would accept them."""
-    gangs = definition.graph.gangs
-    jobs = _kept(
-        steps,
-        lambda step, attempt: job_systems.slurm.step_job(
-            step, sys.executable, attempt, is_gang=step.name in gangs
-        ),
-    )
-    job_systems.slurm.SlurmSystem(Path()).check_all([jobs(step.name, 0) for step in steps])
-    return jobs
-
-
-def _kubernetes_jobs(
-    definition: FlowDefinition,
-    options: RunOptions,
-    store: ObjectStore,
-    steps: Sequence[StepDefinition],
-) -> JobOf:
-    """Return the factory of Kubernetes jobs, after checking that the cluster would accept them."""
-    kubernetes = job_systems.kubernetes
-    manifest = kubernetes.manifest
-    settings = kubernetes.settings.KubernetesSettings.load()
-    for step in steps:  # fails early if the jobs cannot work
-        manifest.check_reach(manifest.step_job(step, settings, "", {}), store.url)
-    cluster = kubernetes.access.KubernetesCluster()
-    try:
-        namespace = settings.namespace or cluster.namespace
-        gangs = definition.graph.gangs
-        variables = job_systems.options.variables_of(options.metadata, store.url)
+        for queue in sorted({definitions.queue_of(each, settings) for each in self.steps}):
+            job_systems.base.until_answered("AWS Batch", lambda: ask(queue))  # noqa: B023 -- called immediately
+        gangs = self.definition.graph.gangs
+        variables = job_systems.options.variables_of(self.options.metadata, self.store.url)
+        variables |= {"AWS_DEFAULT_REGION": calls.region}
+        variables |= self._shipped_runtime()
+        calls.close()
 
         def submitted(step: StepDefinition, attempt: int) -> Any:
-            is_gang = step.name in gangs
-            return manifest.step_job(
-                step, settings, namespace, variables, is_gang=is_gang, attempt=attempt
+            return definitions.step_job(
+                step,
+                settings,
+                variables,
+                fargate=fargate[definitions.queue_of(step, settings)],
+                is_gang=step.name in gangs,
+                attempt=attempt,
             )
 
-        jobs = _kept(steps, submitted)
-        kubernetes.job_system.KubernetesSystem(cluster).check_all(
-            [jobs(step.name, 0) for step in steps]
+        return self._kept(submitted)
+
+    def _shipped_runtime(self) -> dict[str, str]:
+        """Upload this aflow for jobs whose images lack it; return the variables that locate it."""
+        now, ours = SystemClock.now(), Settings.load()
+        targets = envs.spec.job_targets(self.definition, [each.name for each in self.steps], ours)
+        shipment = envs.shipping.runtime_shipment(ours.cache / "wheels", now, targets)
+        if shipment is None:
+            return {}
+        shipment.put(self.store, now)
+        return shipment.variables(self.store.url)
+
+    def slurm(self) -> JobOf:
+        """Return the factory of Slurm jobs, after checking that Slurm would accept them."""
+        gangs = self.definition.graph.gangs
+        jobs = self._kept(
+            lambda step, attempt: job_systems.slurm.step_job(
+                step, sys.executable, attempt, is_gang=step.name in gangs
+            ),
         )
-        if store.url.startswith("s3://"):
-            variables |= _shipped_runtime(store, definition, steps)
-            jobs = _kept(steps, submitted)
-    finally:
-        cluster.close()
-    return jobs
+        job_systems.slurm.SlurmSystem(Path()).check_all([jobs(step.name, 0) for step in self.steps])
+        return jobs
 
+    def kubernetes(self) -> JobOf:
+        """Return the factory of Kubernetes jobs, after checking that the cluster accepts them."""
+        kubernetes = job_systems.kubernetes
+        manifest = kubernetes.manifest
+        settings = kubernetes.settings.KubernetesSettings.load()
+        for step in self.steps:  # fails early if the jobs cannot work
+            manifest.check_reach(manifest.step_job(step, settings, "", {}), self.store.url)
+        cluster = kubernetes.access.KubernetesCluster()
+        try:
+            namespace = settings.namespace or cluster.namespace
+            gangs = self.definition.graph.gangs
+            variables = job_systems.options.variables_of(self.options.metadata, self.store.url)
 
-_JOBS = {"batch": _batch_jobs, "slurm": _slurm_jobs, "kubernetes": _kubernetes_jobs}
+            def submitted(step: StepDefinition, attempt: int) -> Any:
+                is_gang = step.name in gangs
+                return manifest.step_job(
+                    step, settings, namespace, variables, is_gang=is_gang, attempt=attempt
+                )
 
+            jobs = self._kept(submitted)
+            kubernetes.job_system.KubernetesSystem(cluster).check_all(
+                [jobs(step.name, 0) for step in self.steps]
+            )
+            if self.store.url.startswith("s3://"):
+                variables |= self._shipped_runtime()
+                jobs = self._kept(submitted)
+        finally:
+            cluster.close()
+        return jobs
 
-def _kept(
-    steps: Sequence[StepDefinition], submitted: Callable[[StepDefinition, int], Any]
-) -> JobOf:
-    """Return a factory that reuses the job of a step for all its attempts.
+    def _kept(self, submitted: Callable[[StepDefinition, int], Any]) -> JobOf:
+        """Return a factory that reuses the job of a step for all its attempts.
 
-    A step whose @resources grow with the attempt number gets one job per attempt."""
-    by_name = {step.name: step for step in steps}
-    made = {(step.name, 0): submitted(step, 0) for step in steps}
+        A step whose @resources grow with the attempt number gets one job per attempt."""
+        by_name = {step.name: step for step in self.steps}
+        made = {(step.name, 0): submitted(step, 0) for step in self.steps}
 
-    def job_of(step: str, attempt: int) -> Any:
-        resources = by_name[step].decorator("resources")
-        key = (step, attempt if resources is not None and resources.grows else 0)
-        if key not in made:
-            made[key] = submitted(by_name[step], attempt)
-        return made[key]
+        def job_of(step: str, attempt: int) -> Any:
+            resources = by_name[step].decorator("resources")
+            key = (step, attempt if resources is not None and resources.grows else 0)
+            if key not in made:
+                made[key] = submitted(by_name[step], attempt)
+            return made[key]
 
-    return job_of
+        return job_of
 
 
 def _spun(options: RunOptions) -> str | None:

@@ -64,8 +64,6 @@ if TYPE_CHECKING:
 class StateMachine(NamedTuple):
     """An existing state machine. `label` is None if aflow did not create it."""
 
-    name: str
-    arn: str
     definition: str
     label: Label | None
 
@@ -101,18 +99,15 @@ class Aws(Executions):
         if found is None:
             return None
         definition = found["definition"]
-        return StateMachine(name, arn, definition, label_of(definition))
+        return StateMachine(definition, label_of(definition))
 
-    def put_machine(self, name: str, definition: str, *, log_history: bool) -> str:
+    def put_machine(self, name: str, definition: str, *, log_history: bool) -> None:
         """Create or update the state machine.
 
         Args:
             name: The name, not the ARN.
             definition: The definition of the state machine, as JSON.
             log_history: Whether to send the events of executions to the configured log group.
-
-        Returns:
-            The ARN of the state machine.
         """
         arn = self.account.machine_arn(name)
         values: dict[str, Any] = {"definition": definition, "roleArn": self.role}
@@ -123,11 +118,9 @@ class Aws(Executions):
                 "includeExecutionData": True,
                 "destinations": [{"cloudWatchLogsLogGroup": {"logGroupArn": group}}],
             }
-        if self.try_call("stepfunctions", "describe_state_machine", stateMachineArn=arn) is None:
-            made = self.call("stepfunctions", "create_state_machine", name=name, **values)
-            return str(made["stateMachineArn"])
-        self.try_call("stepfunctions", "update_state_machine", stateMachineArn=arn, **values)
-        return arn
+        update = partial(self.try_call, "stepfunctions", "update_state_machine")
+        if update(stateMachineArn=arn, **values) is None:
+            self.call("stepfunctions", "create_state_machine", name=name, **values)
 
     def delete_machine(self, name: str) -> None:
         """Delete the state machine; running executions continue.
@@ -232,7 +225,7 @@ class Aws(Executions):
             when = {"EventPattern": json.dumps(what.pattern)}
             del target["Input"]
         about = f"What starts the flow of the state machine {machine} (aflow)."
-        self.try_call("events", "put_rule", Name=rule, State="ENABLED", Description=about, **when)
+        self.call("events", "put_rule", Name=rule, State="ENABLED", Description=about, **when)
         answer = self.call("events", "put_targets", Rule=rule, Targets=[target])
         if answer.get("FailedEntryCount"):
             raise AwsError(f"EventBridge refuses the target of rule {rule}: {answer}.")
@@ -251,10 +244,10 @@ class Aws(Executions):
         Args:
             rule: The name of the rule.
         """
-        if self.try_call("events", "describe_rule", Name=rule) is None:
+        found = self.try_call("events", "list_targets_by_rule", Rule=rule)
+        if found is None:
             return
         # EventBridge does not delete a rule that still has targets.
-        found = self.try_call("events", "list_targets_by_rule", Rule=rule) or {"Targets": []}
         ids = [each["Id"] for each in found["Targets"]]
         if ids:
             self.try_call("events", "remove_targets", Rule=rule, Ids=ids)
@@ -276,8 +269,8 @@ class Aws(Executions):
             "State": "ENABLED",
             "Target": self._target(machine),
         }
-        there = self.try_call("scheduler", "get_schedule", Name=name) is not None
-        self.try_call("scheduler", "update_schedule" if there else "create_schedule", **values)
+        if self.try_call("scheduler", "update_schedule", **values) is None:
+            self.call("scheduler", "create_schedule", **values)
 
     def delete_schedule(self, name: str) -> None:
         """Delete the schedule, if it exists.

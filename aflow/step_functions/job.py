@@ -286,7 +286,16 @@ class StateMachineJob:
             fallback=upcoming.fallback,
             manifests={},
         )
-        new = None if there else self._task_record(step, reference, spec)
+        new = None
+        if not there:
+            new = TaskRecord(
+                task=reference.task,
+                step=step,
+                created_at=self._clock.now(),
+                split=reference.split,
+                index=reference.index,
+                inputs=spec.inputs,
+            )
         # Wait for the backoff of @retry here, because AWS Batch retries a job immediately.
         time.sleep(max(0.0, upcoming.not_before - self._clock.now()))
         attempt = RecordedAttempt(self._container, self._clock, records, deployment)
@@ -331,17 +340,6 @@ class StateMachineJob:
         # Emulators of Step Functions may pass it in quotes.
         begun = datetime.fromisoformat(started.strip('"'))
         return self._clock.now() >= begun.timestamp() + limit
-
-    def _task_record(self, step: str, reference: TaskReference, spec: AttemptSpec) -> TaskRecord:
-        now = self._clock.now()
-        return TaskRecord(
-            task=reference.task,
-            step=step,
-            created_at=now,
-            split=reference.split,
-            index=reference.index,
-            inputs=spec.inputs,
-        )
 
     def _counted(self, step: str, reference: TaskReference, records: Records) -> TaskReference:
         """Return the reference with the number of items if the step joins a foreach. Raises

@@ -340,8 +340,12 @@ class _Compiler:
     def _last(self, node: Node) -> State:
         """Return the fields that end a scope. An item of a foreach returns an empty object, because
         the results of all items together are limited to 256 KB."""
-        inside = node.splits and self._graph[node.splits[-1]].kind is Kind.FOREACH
-        return {"ResultSelector": {}, "ResultPath": "$", "End": True} if inside else {"End": True}
+        nothing = {"ResultSelector": {}, "ResultPath": "$"} if self._ends_item(node) else {}
+        return {**nothing, "End": True}
+
+    def _ends_item(self, node: Node) -> bool:
+        """Return whether the innermost scope of a step is an item of a foreach."""
+        return bool(node.splits) and self._graph[node.splits[-1]].kind is Kind.FOREACH
 
     def _split(self, node: Node) -> States:
         assert node.join is not None, "every split has a join"
@@ -420,10 +424,8 @@ class _Compiler:
         }
         # A Choice state cannot end a scope, so a Pass state follows it.
         if stop in steps:
-            last = self._last(node)
-            states[done] = {"Type": "Pass", "End": True}
-            if "ResultSelector" in last:
-                states[done] = {"Type": "Pass", "Result": {}, "End": True}
+            result: State = {"Result": {}} if self._ends_item(node) else {}
+            states[done] = {"Type": "Pass", **result, "End": True}
         return states
 
     # ------------------------------------------------------------ states

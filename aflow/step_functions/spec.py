@@ -253,7 +253,9 @@ def payload_of(
     """
     whole = _object(text or "{}", "The input of the execution")
     if "detail-type" in whole:
-        return _by_end(whole, flows) if whole["detail-type"] == ENDED else _by_event(whole, events)
+        name, detail = whole["detail-type"], whole.get("detail")
+        detail = detail if isinstance(detail, dict) else {}
+        return _by_end(detail, flows) if name == ENDED else _by_event(str(name), detail, events)
     parameters = whole.get("Parameters", {})
     if isinstance(parameters, str):
         parameters = _object(parameters, "Parameters in the input of the execution")
@@ -265,26 +267,24 @@ def payload_of(
     return TriggerPayload(parameters, origin)
 
 
-def _by_end(event: Mapping[str, Any], flows: Mapping[str, str]) -> TriggerPayload:
-    detail = event.get("detail")
-    detail = detail if isinstance(detail, dict) else {}
+def _by_end(detail: Mapping[str, Any], flows: Mapping[str, str]) -> TriggerPayload:
     machine = str(detail.get("stateMachineArn", "")).rpartition(":")[2]
     if machine not in flows or "name" not in detail:
         raise InvalidInput(f"The end of an execution of {machine!r} is not what is waited for.")
     return TriggerPayload({}, None, (f"{flows[machine]}/sfn-{detail['name']}",))
 
 
-def _by_event(event: Mapping[str, Any], events: Mapping[str, Mapping[str, str]]) -> TriggerPayload:
-    detail = event.get("detail")
-    detail = detail if isinstance(detail, dict) else {}
-    mapping = events.get(str(event["detail-type"]), {})
+def _by_event(
+    name: str, detail: Mapping[str, Any], events: Mapping[str, Mapping[str, str]]
+) -> TriggerPayload:
+    mapping = events.get(name, {})
     missing = [each for each in mapping.values() if each not in detail]
     if missing:
         raise InvalidInput(
-            f"The event {event['detail-type']!r} has no field {missing[0]!r}, which a parameter is "
+            f"The event {name!r} has no field {missing[0]!r}, which a parameter is "
             "to be taken from."
         )
-    return TriggerPayload({name: detail[each] for name, each in mapping.items()})
+    return TriggerPayload({parameter: detail[each] for parameter, each in mapping.items()})
 
 
 def _object(text: str, what: str) -> dict[str, Any]:

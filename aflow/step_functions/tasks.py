@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from aflow._core.records import NamedTuple
 from aflow.errors import InvalidInput
-from aflow.flow.graph import Kind
+from aflow.flow.graph import Kind, reachable
 from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, Inputs, NoInputs
 from aflow.scheduler.retry import MAX_FALLBACKS, MAX_LOSSES, StepPolicy
 from aflow.scheduler.states import AttemptState
@@ -127,19 +127,9 @@ def looping(graph: Graph) -> frozenset[str]:
     return frozenset(
         name
         for name, node in graph.nodes.items()
-        if node.kind is Kind.SWITCH and name in _reached(graph, node.next)
+        if node.kind is Kind.SWITCH
+        and any(name in reachable(graph.nodes, each) for each in node.next)
     )
-
-
-def _reached(graph: Graph, steps: Sequence[str]) -> set[str]:
-    reached: set[str] = set()
-    todo = list(steps)
-    while todo:
-        step = todo.pop()
-        if step not in reached:
-            reached.add(step)
-            todo += graph[step].next
-    return reached
 
 
 def number_of(order: Mapping[str, int], step: str, place: str) -> int:

@@ -313,13 +313,9 @@ class SlurmSystem:
                 number, _, name = id.partition("@")
                 by_name[name].append(number)
         for name, numbers in by_name.items():
-            try:
-                # Filter by name as well: scancel waits for an unresponsive controller, which may
-                # have reused the number for another job when it is back.
-                _run("scancel", f"--name={name}", *numbers)
-            except JobSystemError as error:
-                if isinstance(error, JobSystemBusy) or not _OVER.search(str(error)):
-                    raise
+            # Filter by name as well: scancel waits for an unresponsive controller, which may have
+            # reused the number for another job when it is back.
+            _unless(_OVER, "scancel", f"--name={name}", *numbers)
 
     def close(self) -> None:
         """Do nothing: no connection is kept open."""
@@ -401,12 +397,8 @@ def _is_held_launch(state: str, reason: str) -> bool:
 
 def _jobs(*arguments: str) -> list[_Job]:
     """Return the jobs that squeue lists; an empty list if Slurm has forgotten them."""
-    try:
-        printed = _run("squeue", "--all", "--noheader", f"--format={_FIELDS}", *arguments)
-    except JobSystemError as error:
-        if isinstance(error, JobSystemBusy) or not _FORGOTTEN.search(str(error)):
-            raise
-        return []
+    form = f"--format={_FIELDS}"
+    printed = _unless(_FORGOTTEN, "squeue", "--all", "--noheader", form, *arguments) or ""
     found = []
     for line in printed.splitlines():
         fields = line.strip().split("|")
@@ -457,13 +449,8 @@ def _reason_of(waiting: Sequence[_Job]) -> str:
 
 def _details(number: str, name: str) -> dict[str, str] | None:
     """Return the fields that scontrol shows; None if the job is unknown or has another name."""
-    try:
-        printed = _run("scontrol", "--oneliner", "show", "job", number)
-    except JobSystemError as error:
-        if isinstance(error, JobSystemBusy) or not _FORGOTTEN.search(str(error)):
-            raise
-        return None
-    details = fields_of(printed)
+    printed = _unless(_FORGOTTEN, "scontrol", "--oneliner", "show", "job", number)
+    details = fields_of(printed or "")
     return details if details.get("JobName") == name else None
 
 
@@ -546,6 +533,16 @@ def _sbatch(arguments: Sequence[str], script: str, variables: Mapping[str, str])
     if not number.isdigit():
         raise JobSystemError(f"sbatch did not print the number of the job, but {printed!r}.")
     return number
+
+
+def _unless(known: re.Pattern[str], command: str, *arguments: str) -> str | None:
+    """Return the output of the command; None if its error is a known one."""
+    try:
+        return _run(command, *arguments)
+    except JobSystemError as error:
+        if isinstance(error, JobSystemBusy) or not known.search(str(error)):
+            raise
+        return None
 
 
 def _run(

@@ -115,7 +115,11 @@ class ReportSender:
             bury, self._bury = self._bury, []
             count = self.undelivered
             try:
-                await self._send(events, done, back, bury)
+                for reader, reports in events.items():
+                    await self._put(reader, reports)
+                await self._until_done(lambda: self._queue.ack(done))  # noqa: B023
+                await self._until_done(lambda: self._queue.release(back, counted=False))  # noqa: B023
+                await self._until_done(lambda: self._queue.bury(bury))  # noqa: B023
             except BaseException:
                 self._back[:0] = back
                 raise
@@ -123,25 +127,12 @@ class ReportSender:
             if self._closed and not self._news.is_set():
                 return
 
-    async def _send(
-        self,
-        events: dict[_Recipient, list[Any]],
-        done: list[Lease],
-        back: list[Lease],
-        bury: list[Lease],
-    ) -> None:
-        for reader, reports in events.items():
-            for body in self._bodies(reader, reports):
+    async def _put(self, reader: _Recipient, events: list[Any]) -> None:
+        """Send these events in messages within the size limit of the queue."""
+        for part in protocol.parts(events, self._queue.largest):
+            for body in self._fitting(reader, part):
                 message = Message(f"{self._worker}/{self._number}", body)
                 await self._until_done(lambda: self._queue.put(reader.topic, [message]))  # noqa: B023
-        await self._until_done(lambda: self._queue.ack(done))
-        await self._until_done(lambda: self._queue.release(back, counted=False))
-        await self._until_done(lambda: self._queue.bury(bury))
-
-    def _bodies(self, reader: _Recipient, events: list[Any]) -> Iterator[bytes]:
-        """Yield messages with these events, each within the size limit of the queue."""
-        for part in protocol.parts(events, self._queue.largest):
-            yield from self._fitting(reader, part)
 
     def _fitting(self, reader: _Recipient, part: Sequence[Any]) -> Iterator[bytes]:
         """Yield one message with these events, or several if one would be too large."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -117,21 +118,17 @@ class WorkerHost(Protocol):
         """
 
 
+@dataclass(slots=True, eq=False)
 class Held:
     """A leased message and its attempt."""
 
-    __slots__ = ("active", "is_suspect", "lease", "message", "runtime", "since", "spec")
-
-    def __init__(
-        self, lease: Lease, message: TaskMessage, spec: AttemptSpec, runtime: Runtime
-    ) -> None:
-        self.lease = lease
-        self.message = message
-        self.spec = spec
-        self.runtime = runtime
-        self.since = asyncio.get_running_loop().time()
-        self.active = False  # passed to the processes of its run
-        self.is_suspect = False  # it may crash the worker, so it runs alone
+    lease: Lease
+    message: TaskMessage
+    spec: AttemptSpec
+    runtime: Runtime
+    since: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+    active: bool = False  # passed to the processes of its run
+    is_suspect: bool = False  # it may crash the worker, so it runs alone
 
 
 class Runtime:

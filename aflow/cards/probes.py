@@ -83,11 +83,10 @@ class TestEditableCard(_ComponentsCard):
     ALLOW_USER_COMPONENTS = True
 
 
-class TestEditableCard2(_ComponentsCard):
+class TestEditableCard2(TestEditableCard):
     """A second card type with the same behaviour."""
 
     type = "test_editable_card_2"
-    ALLOW_USER_COMPONENTS = True
 
 
 class TestNonEditableCard(_ComponentsCard):

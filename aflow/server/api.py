@@ -29,7 +29,7 @@ except ImportError as error:
     raise MissingExtra("The server needs aiohttp: install aflow-runtime[server].") from error
 
 if TYPE_CHECKING:
-    from aflow.metadata.base import MetadataStore, RunRecord
+    from aflow.metadata.base import MetadataStore
     from aflow.queue.base import Queue
     from aflow.server.metrics import Metrics
     from aflow.server.openapi import Description
@@ -141,7 +141,6 @@ class RunRoutes:
         self.streams = self._streams = Streams(shown)
         self._uploads = asyncio.Semaphore(_UPLOADS)
         self._looking: asyncio.Task[Any] | None = None
-        self._looks: dict[str, asyncio.Task[RunRecord]] = {}
 
     async def close(self, _: web.Application) -> None:
         """Close all streams and end all requests that wait for a run."""
@@ -233,24 +232,13 @@ class RunRoutes:
         give_up_at = loop.time() + at_most
         await self._runs.wait(f"{flow}/{run}", at_most)
         while (left := give_up_at - loop.time()) > 0:  # another process may drive it
-            record = await self._seen(flow, run)
+            record = await self._streams.shared(
+                f"record {flow}/{run}", lambda: self._views.run(flow, run), _LOOK
+            )
             if record.finished_at is not None:
                 return
             if await self._streams.rest(min(left, _LOOK)):
                 return
-
-    async def _seen(self, flow: str, run: str) -> RunRecord:
-        """Return the record of a run, at most `_LOOK` seconds old; all waiting requests share one
-        read."""
-        name = f"{flow}/{run}"
-        look = self._looks.get(name)
-        if look is None:
-            loop = asyncio.get_running_loop()
-            look = loop.create_task(asyncio.to_thread(self._views.run, flow, run))
-            look.add_done_callback(lambda done: done.cancelled() or done.exception())
-            self._looks[name] = look
-            loop.call_later(_LOOK, self._looks.pop, name, None)
-        return await asyncio.shield(look)
 
     async def list_tasks(self, request: web.Request) -> web.StreamResponse:
         """List the tasks of a run by number, with their latest attempts."""

@@ -13,6 +13,7 @@ import errno
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 from aflow.errors import (
@@ -48,25 +49,18 @@ if TYPE_CHECKING:
     from aflow.server.metrics import Metrics
     from aflow.server.openapi import Description
 
-_STATUSES: list[tuple[type[AflowError], int]] = [
-    (InvalidInput, 400),
-    (InvalidMessage, 400),
-    (CodePackageError, 400),
-    (CommandFailed, 422),
-    (NotFound, 404),
-    (CoordinatorFull, 429),
-    (CoordinatorClosed, 503),
-    (VersionConflict, 409),
-    (MetadataUnavailable, 503),
-    (MetadataTooNew, 503),
-    (StoreUnavailable, 503),
-    (QueueUnavailable, 503),
-    (ObjectNotFound, 404),
-    # The records of a run are damaged: a retry would fail, too.
-    (MetadataError, 422),
-    (StorageError, 422),
-    (ArtifactNotLoadable, 422),
-]
+# The first that fits counts: some are subclasses of the last ones.
+_STATUSES: dict[int, tuple[type[AflowError], ...]] = {
+    400: (InvalidInput, InvalidMessage, CodePackageError),
+    404: (NotFound, ObjectNotFound),
+    409: (VersionConflict,),
+    429: (CoordinatorFull,),
+    503: (
+        CoordinatorClosed, MetadataUnavailable, MetadataTooNew, StoreUnavailable, QueueUnavailable
+    ),
+    # The code of a run fails, or its records are damaged: a retry would fail, too.
+    422: (CommandFailed, MetadataError, StorageError, ArtifactNotLoadable),
+}  # fmt: skip
 
 # These errors are caused by the server's machine, not by the request.
 _OF_THE_MACHINE = frozenset(
@@ -123,7 +117,7 @@ def application(
     app = web.Application(middlewares=[*counted, _Errors(apis), authenticator])
     for api in apis:
         api.add_to(app)
-    app.router.add_get("/openapi.json", _Document(apis).answer)
+    app.router.add_get("/openapi.json", _document(apis))
     return app
 
 
@@ -172,26 +166,23 @@ def _status_of(error: AflowError) -> int:
         return 503
     if isinstance(cause, OSError) and cause.errno in _OF_THE_MACHINE:
         return 503
-    return next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
+    return next((status for status, kinds in _STATUSES.items() if isinstance(error, kinds)), 500)
 
 
-class _Document:
-    """The route of the OpenAPI document.
+def _document(apis: Sequence[Api]) -> Handler:
+    """Return the handler of the OpenAPI document.
 
     The document is built at the first request, in a thread: it is rarely requested, and building it
     would block other requests."""
 
-    def __init__(self, apis: Sequence[Api]) -> None:
-        self._apis = apis
-        self._body = b""
-
-    async def answer(self, _: web.Request) -> web.StreamResponse:
-        """Return the document."""
-        if not self._body:
-            self._body = await asyncio.to_thread(self._made)
-        return web.Response(body=self._body, content_type="application/json")
-
-    def _made(self) -> bytes:
+    @cache
+    def made() -> bytes:
         from aflow.server.openapi import document  # imported late: rarely requested
 
-        return json.dumps(document(*(each.description() for each in self._apis))).encode()
+        return json.dumps(document(*(each.description() for each in apis))).encode()
+
+    async def answer(_: web.Request) -> web.StreamResponse:
+        body = await asyncio.to_thread(made)
+        return web.Response(body=body, content_type="application/json")
+
+    return answer

@@ -43,6 +43,7 @@ _CHUNK = 500  # tasks converted at a time: few enough not to trigger a garbage c
 _ORDERS = 4  # sorted tables of a run whose order is cached
 _SHARE = 20  # statistics of an active run take at most 1/20 of the time
 _MOST_NAMES = 65_535  # distinct steps, and distinct workers
+_COLUMNS = ("task", "ready", "start", "end", "step", "worker", "state", "flags")
 
 
 class StepFigures(NamedTuple):
@@ -149,10 +150,7 @@ class Columns:
         header = json.dumps(head).encode()
         header += b" " * (-(4 + len(header)) % 8)
         parts = [len(header).to_bytes(4, "little"), header]
-        for column in (
-            self.task, self.ready, self.start, self.end, self.step, self.worker,
-            self.state, self.flags,
-        ):  # fmt: skip
+        for column in (getattr(self, name) for name in _COLUMNS):
             chosen = column if rows is None else array(column.typecode, (column[r] for r in rows))
             if sys.byteorder == "big":
                 chosen = array(chosen.typecode, chosen)
@@ -164,10 +162,8 @@ class Columns:
     def copy(self) -> Columns:
         """Return a copy, for callers that must not hold the lock for long."""
         made = Columns(self.base)
-        made.version, made.steps, made.workers = self.version, {**self.steps}, {**self.workers}
-        made.task, made.step, made.worker = copy(self.task), copy(self.step), copy(self.worker)
-        made.ready, made.start, made.end = copy(self.ready), copy(self.start), copy(self.end)
-        made.state, made.flags = copy(self.state), copy(self.flags)
+        for name in ("version", "steps", "workers", *_COLUMNS):
+            setattr(made, name, copy(getattr(self, name)))
         return made
 
     def figures(self) -> dict[str, StepFigures]:

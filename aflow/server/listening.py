@@ -133,12 +133,11 @@ async def listening(
     await runner.setup()
     assert runner.server is not None, "it is set up"
     connections.handler = runner.server
-    sockets: list[socket.socket] = []
     malformed = _Malformed()
     server_logger.addFilter(malformed)
     try:
         try:
-            sockets += await _bound(host, port)
+            sockets = await _bound(host, port)
         except OSError as error:
             raise InvalidSetting(
                 f"The {server} cannot listen on {host}:{port} ({error.strerror or error}): choose "
@@ -159,8 +158,6 @@ async def listening(
                 await runner.cleanup()
     finally:
         server_logger.removeFilter(malformed)
-        for each in sockets:
-            each.close()
         await runner.cleanup()
 
 
@@ -250,7 +247,7 @@ class _Connections:
         self._by_address: dict[str, set[_Connection]] = {}
         self._by_handler: dict[Any, _Connection] = {}
         self._count = 0
-        self._refused: set[_Refused] = set()
+        self._refusing = 0  # connections that are sent a refusal
         # Ordered by time: the first has been idle for the longest time.
         self._idle: dict[_Connection, None] = {}
         self._blocked: dict[_Connection, float] = {}
@@ -275,10 +272,9 @@ class _Connections:
                 admitted = _Connection(self, network, self.handler())
                 self._add(admitted)  # before its task starts, since more may be accepted until then
                 group.create_task(self._admit(admitted, connection))
-            elif len(self._refused) < max(8, self._bounds.connections // 8):
-                refused = _Refused(self._refused)
-                self._refused.add(refused)
-                group.create_task(self._refuse(refused, connection, network))
+            elif self._refusing < max(8, self._bounds.connections // 8):
+                self._refusing += 1
+                group.create_task(self._refuse(connection, network))
             else:  # a flood: too many connections to send each a refusal
                 connection.close()
             await asyncio.sleep(0)  # lets other tasks run during a flood
@@ -314,7 +310,8 @@ class _Connections:
         finally:
             connection.opening = None
 
-    async def _refuse(self, refused: _Refused, connected: socket.socket, network: str) -> None:
+    async def _refuse(self, connected: socket.socket, network: str) -> None:
+        refused = _Refused()
         self._warn(f"Too many connections: one of {network} is refused.")
         try:
             async with asyncio.timeout(self._bounds.refused):
@@ -323,6 +320,7 @@ class _Connections:
         except (OSError, TimeoutError):
             pass  # it did not read the refusal in time
         finally:
+            self._refusing -= 1
             refused.abort()
 
     async def _open(self, protocol: asyncio.Protocol, connected: socket.socket) -> None:
@@ -345,7 +343,7 @@ class _Connections:
         self._count += 1
         self._by_address.setdefault(connection.network, set()).add(connection)
         self._by_handler[connection.handler] = connection
-        self.becomes_idle(connection, self._bounds.head)
+        self.becomes_idle(connection)
 
     def remove(self, connection: _Connection) -> None:
         """Remove a closed connection. May be called twice."""
@@ -359,14 +357,12 @@ class _Connections:
         if not others:
             del self._by_address[connection.network]
 
-    def begins(self, connection: _Connection) -> None:
-        """Start the timeout for the first head: the handshake is complete."""
-        self.becomes_idle(connection, self._bounds.head)
-
-    def becomes_idle(self, connection: _Connection, seconds: float) -> None:
-        """Mark the connection as idle; it must receive a request within this many seconds."""
+    def becomes_idle(self, connection: _Connection, seconds: float | None = None) -> None:
+        """Mark the connection as idle; it must receive a request within this many seconds (None: as
+        many as the head of a request may take)."""
         connection.idle_since = self._loop.time()
-        connection.give_up_at = connection.idle_since + seconds
+        timeout = self._bounds.head if seconds is None else seconds
+        connection.give_up_at = connection.idle_since + timeout
         self._idle.pop(connection, None)
         self._idle[connection] = None
 
@@ -374,7 +370,7 @@ class _Connections:
         """Handle received bytes: the first byte of a head starts its timeout."""
         if connection.waits and connection in self._idle:
             connection.waits = False
-            self.becomes_idle(connection, self._bounds.head)
+            self.becomes_idle(connection)
 
     def blocks(self, connection: _Connection) -> None:
         """Start the timeout of a client that does not read the response."""
@@ -432,7 +428,7 @@ class _Connection(asyncio.Protocol):
         """Handle the end of the handshake, if there is one."""
         # (uvloop's transports do not derive from asyncio.Transport.)
         self._transport = cast("asyncio.Transport", transport)
-        self._connections.begins(self)
+        self._connections.becomes_idle(self)
         self.handler.connection_made(self._transport)
 
     def data_received(self, data: bytes) -> None:
@@ -484,8 +480,7 @@ class _Refused(asyncio.Protocol):
     read the refusal: closing a socket with unread input resets the connection, and the refusal
     would be lost."""
 
-    def __init__(self, others: set[_Refused]) -> None:
-        self._others = others
+    def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
         self.closed = asyncio.Event()
 
@@ -503,6 +498,5 @@ class _Refused(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close the connection immediately."""
-        self._others.discard(self)
         if self._transport is not None:
             self._transport.abort()

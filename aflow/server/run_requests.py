@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from aflow._core import ids
@@ -17,6 +17,17 @@ _LONGEST_SCRIPT = 200
 _LARGEST_WORD = 100_000  # bytes: operating systems reject arguments of 128 kB
 _LARGEST_IN_ALL = 1_000_000
 _FIELDS = frozenset({"package", "script", "flow", "parameters", "tags", "max_workers"})
+# Options of the command `run`: a parameter must not be able to set them.
+_OPTIONS = """
+    aflow-recover aflow-forecast aflow-argv branch cache compat config config-value datastore
+    datastore-root dry-run environment event-logger executor metadata mode monitor no-cache
+    no-pylint package-suffixes parameters-file production pylint queue quiet trigger version
+"""
+_OF_RESUME = frozenset(
+    ("clone-only", "no-clone-only", "no-reentrant", "origin-run-id", "reentrant", "rerun-missing",
+     "resume-identifier")
+)  # fmt: skip
+_TAKEN = {name.replace("_", "-").lower() for name in (*RESERVED, *_OPTIONS.split())}
 
 
 class RunRequest(NamedTuple):
@@ -128,14 +139,12 @@ def order_of(fields: Mapping[str, Any], more: Sequence[str] = ()) -> RunRequest:
         InvalidInput: If a field is unknown or invalid.
     """
     check_names(fields, _FIELDS, "of a run")
-    parameters = tuple(_parameters(fields.get("parameters", {})))
+    parameters = _parameters(fields.get("parameters", {}))
     argv = (
         *_tags(fields.get("tags", [])),
         *_workers(fields.get("max_workers")),
         *more,
     )
-    if sum(map(len, (*parameters, *argv))) > _LARGEST_IN_ALL:
-        raise InvalidInput("The parameters are too long: 1 MB is the most in all.")
     flow = fields.get("flow")
     return RunRequest(
         ids.blob_key(fields.get("package", "")),
@@ -152,7 +161,7 @@ def resume_order(
     flow: str,
     run: str,
     step: str | None,
-    parameters: Any = None,
+    parameters: object = None,
     max_workers: object = None,
 ) -> RunRequest:
     """Return the validated request to resume a run.
@@ -169,13 +178,7 @@ def resume_order(
     Raises:
         InvalidInput: If a parameter or the limit is invalid.
     """
-    values = {} if parameters is None else parameters
-    changed = tuple(_parameters(values))
-    for name in values:
-        if name.replace("_", "-").lower() in _OF_RESUME:
-            raise InvalidInput(f"{name[:80]!r} cannot be the name of a parameter.")
-    if sum(map(len, changed)) > _LARGEST_IN_ALL:
-        raise InvalidInput("The parameters are too long: 1 MB is the most in all.")
+    changed = _parameters({} if parameters is None else parameters, _TAKEN | _OF_RESUME)
     argv = [
         "--origin-run-id",
         ids.run_id(run),
@@ -198,29 +201,19 @@ def _script(value: object) -> str:
     return value
 
 
-def _parameters(values: object) -> list[str]:
+def _parameters(values: object, taken: Set[str] = _TAKEN) -> tuple[str, ...]:
+    """Return the arguments for parameters, none of which may have the name of an option."""
     if not isinstance(values, dict):
         raise InvalidInput("'parameters' has to be an object: values by name.")
     argv = []
     for name, value in values.items():
-        if not _NAME.match(name) or name.replace("_", "-").lower() in _TAKEN:
+        if not _NAME.match(name) or name.replace("_", "-").lower() in taken:
             raise InvalidInput(f"{name[:80]!r} cannot be the name of a parameter.")
         text = value if isinstance(value, str) else json.dumps(value)
         argv.append(f"--{name}={_word(text, f'The value of parameter {name}')}")
-    return argv
-
-
-# Options of the command `run`: a parameter must not be able to set them.
-_OPTIONS = """
-    aflow-recover aflow-forecast aflow-argv branch cache compat config config-value datastore
-    datastore-root dry-run environment event-logger executor metadata mode monitor no-cache
-    no-pylint package-suffixes production pylint queue quiet trigger version
-"""
-_OF_RESUME = frozenset(
-    ("clone-only", "no-clone-only", "no-reentrant", "origin-run-id", "reentrant", "rerun-missing",
-     "resume-identifier")
-)  # fmt: skip
-_TAKEN = {name.replace("_", "-").lower() for name in (*RESERVED, *_OPTIONS.split())}
+    if sum(map(len, argv)) > _LARGEST_IN_ALL:
+        raise InvalidInput("The parameters are too long: 1 MB is the most in all.")
+    return tuple(argv)
 
 
 def _tags(tags: object) -> list[str]:

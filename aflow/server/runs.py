@@ -352,7 +352,7 @@ class Runs:
             async with self._code(order) as folder:
                 await self._start_recovery(pathspec, order, folder)
         except AflowError as error:
-            self._last_errors[pathspec] = str(error)
+            self._note_error(pathspec, str(error))
             _log.warning("%s cannot be recovered: %s", pathspec, error)
 
     async def _start_recovery(self, pathspec: str, order: RunRequest, folder: Path) -> None:
@@ -381,12 +381,15 @@ class Runs:
         with stderr:
             code = await process.wait()
             if code:
-                while len(self._last_errors) >= _REMEMBERED:
-                    del self._last_errors[next(iter(self._last_errors))]
-                self._last_errors[pathspec] = _end_of(stderr) or f"its process ended with {code}"
-                _log.warning(
-                    "%s, recovered, ended with %d: %s", pathspec, code, self._last_errors[pathspec]
-                )
+                error = _end_of(stderr) or f"its process ended with {code}"
+                self._note_error(pathspec, error)
+                _log.warning("%s, recovered, ended with %d: %s", pathspec, code, error)
+
+    def _note_error(self, pathspec: str, error: str) -> None:
+        """Keep the error for `last_error`, and forget the oldest ones."""
+        while len(self._last_errors) >= _REMEMBERED:
+            del self._last_errors[next(iter(self._last_errors))]
+        self._last_errors[pathspec] = error
 
     def last_error(self, pathspec: str) -> str | None:
         """Return the error of the last process that failed to recover the run, and clear it; None
@@ -407,20 +410,15 @@ class Runs:
         if process is not None and process.returncode is None:
             end_group(process.pid)
 
-    def cancel(self, pathspec: str) -> bool:
-        """Cancel a run by sending SIGTERM to its process.
+    def cancel(self, pathspec: str) -> None:
+        """Cancel a run by sending SIGTERM to its process, if it has one on this server.
 
         Args:
             pathspec: The pathspec of the run, `flow/run`.
-
-        Returns:
-            True if the signal was sent; False if the run has no process on this server.
         """
         process = self._processes.get(pathspec)
-        if process is None or process.returncode is not None:
-            return False
-        process.terminate()
-        return True
+        if process is not None and process.returncode is None:
+            process.terminate()
 
     async def wait(self, pathspec: str, at_most: float) -> None:
         """Wait until the process of a run exits, if it is a child of this server.

@@ -54,6 +54,7 @@ class Streams:
         self._count = 0
         self._closed = asyncio.Event()
         self._reading = asyncio.Semaphore(_READERS)
+        self._reads: dict[str, asyncio.Task[Any]] = {}
 
     def close(self) -> None:
         """End all streams without an `end` event; clients reconnect and continue."""
@@ -78,6 +79,24 @@ class Streams:
                 return await self._closed.wait()
         except TimeoutError:
             return False
+
+    async def shared(self, key: str, read: Callable[[], T], fresh: float) -> T:
+        """Return the result of a call in a thread, shared by all requests of the last seconds.
+
+        Args:
+            key: The name of the call.
+            read: The call.
+            fresh: The seconds for which requests share its result.
+        """
+        loop = asyncio.get_running_loop()
+        found = self._reads.get(key)
+        if found is None:
+            found = self._reads[key] = loop.create_task(asyncio.to_thread(read))
+            # Retrieve the error even if all requests have ended, which prevents a warning of
+            # asyncio.
+            found.add_done_callback(lambda done: done.cancelled() or done.exception())
+            loop.call_later(fresh, self._reads.pop, key, None)
+        return await asyncio.shield(found)
 
     async def answer(
         self, request: web.Request, chunks: AsyncGenerator[bytes, None]

@@ -74,6 +74,7 @@ _OF_ATTEMPT = (
     *("attempt", "state", "started_at", "finished_at", "reason"),
     *("host", "pid", "max_rss", "cpu"),
 )
+_OF_STEP = ("created_at", "finished_at", "max_rss")
 _OF_NODE = ("next", "kind", "foreach", "condition", "is_join", "doc", "line")
 # The types of parameters whose values can be read from their repr.
 _READERS: dict[str, Callable[[str], Any]] = {
@@ -99,28 +100,14 @@ class Views:
             raise NotFound(f"There is no run {flow}/{run}.")
         return record
 
-    def runs(self, which: RunFilter, cursor: str | None, limit: int) -> dict[str, Any]:
+    def records(
+        self, which: RunFilter, cursor: str | None, limit: int
+    ) -> tuple[list[RunRecord], str | None]:
         """Return a page of the runs that match a filter, newest first, and the cursor of the next
         page.
 
         A page may be shorter than `limit` although more runs follow, because one request reads a
         limited number of runs.
-
-        Args:
-            which: The filter.
-            cursor: The cursor of the previous page; None for the first page.
-            limit: The maximum size of the page.
-
-        Raises:
-            InvalidInput: If the cursor is malformed.
-        """
-        found, cursor = self.records(which, cursor, limit)
-        return {"runs": [self.summary(run) for run in found], "cursor": cursor}
-
-    def records(
-        self, which: RunFilter, cursor: str | None, limit: int
-    ) -> tuple[list[RunRecord], str | None]:
-        """Return the run records of a page of `runs`, and the cursor of the next page.
 
         Args:
             which: The filter.
@@ -312,9 +299,7 @@ class Views:
                 {
                     "step": name,
                     "tasks": step.tasks if step else {},
-                    "created_at": step.created_at if step else None,
-                    "finished_at": step.finished_at if step else None,
-                    "max_rss": step.max_rss if step else None,
+                    **{field: step and getattr(step, field) for field in _OF_STEP},
                     **figures.get(name, _NO_FIGURES)._asdict(),
                 }
             )

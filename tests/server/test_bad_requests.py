@@ -38,6 +38,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         {"package": KEY, "script": "flow.py", "parameters": {"datastore_root": "/"}},
         {"package": KEY, "script": "flow.py", "parameters": {"run_id_file": "/etc/x"}},
         {"package": KEY, "script": "flow.py", "parameters": {"With": "retry"}},
+        {"package": KEY, "script": "flow.py", "parameters": {"parameters_file": "/etc/x"}},
         {"package": KEY, "script": "flow.py", "parameters": {"a": "\0"}},
         {"package": KEY, "script": "flow.py", "parameters": {"a": "\ud800"}},
         {"package": KEY, "script": "flow.py", "parameters": {"a": "x" * 200_000}},

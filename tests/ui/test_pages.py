@@ -37,6 +37,7 @@ try { parent.document.title = "hacked" } catch { found += " the page" }
 const done = () => (document.getElementById("out").textContent = found + ", the server");
 fetch("/v1/search").catch(done);
 </script>"""
+LONG = "long" * 60
 FLOW = f"""
 from aflow import card
 from aflow.cards import Card
@@ -76,6 +77,11 @@ class Flow_(FlowSpec):
     @card(type="own", id="own")
     @step
     def join(self, inputs):
+        self.next(self.{LONG})
+
+    @step
+    def {LONG}(self):
+        self.found = True
         self.next(self.end)
 
     @step

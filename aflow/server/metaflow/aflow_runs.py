@@ -27,6 +27,7 @@ from aflow.server.metaflow.messages import (
     Listing,
     PageRequest,
     RunScope,
+    TaskScope,
     compared_with,
     page_of,
 )
@@ -224,8 +225,8 @@ def task_row(run: RunRecord, view: TaskView) -> dict[str, Any]:
         run: The run that the task belongs to.
         view: The task; its attempt is not used.
     """
-    times = {"ts_epoch": _milliseconds(view.task.created_at), "last_heartbeat_ts": None}
-    return {**_in_task(run, view), **times}
+    task, at = view.task, _milliseconds(view.task.created_at)
+    return TaskScope(task.task, None, task.step, run.user, at, None).row(scope_of(run))
 
 
 def latest_metadata(run: RunRecord, view: TaskView) -> list[dict[str, Any]]:

@@ -154,7 +154,7 @@ def text(values: Mapping[str, Any], key: str, default: str | None = None) -> str
         value = json.dumps(value)
     if len(value) > _LONGEST:
         raise _refused(f"{key} has to be a text of at most {_LONGEST} characters")
-    _storable(key, value)
+    storable(key, value)
     return value
 
 
@@ -205,7 +205,7 @@ def tags(values: Mapping[str, Any], key: str) -> str:
     if not isinstance(each, list) or not all(isinstance(tag, str) for tag in each):
         raise _refused(f"{key} has to be a list of texts")
     for tag in each:
-        _storable(key, tag)
+        storable(key, tag)
     return json.dumps(value)
 
 
@@ -225,7 +225,7 @@ def tag_list(values: Mapping[str, Any], key: str) -> list[str]:
     for tag in value:
         if len(tag) > 500:
             raise _refused("a tag has at most 500 characters")
-        _storable(key, tag)
+        storable(key, tag)
     return value
 
 
@@ -240,7 +240,7 @@ def pattern(value: str | None) -> str | None:
     """
     if value is None:
         return None
-    _storable("pattern", value)
+    storable("pattern", value)
     try:
         _compiled(value if len(value) <= LONGEST else "(")
     except re2.error as error:
@@ -250,23 +250,16 @@ def pattern(value: str | None) -> str | None:
     return value
 
 
-def word(key: str, value: str | None) -> str | None:
-    """Return the validated value of a query parameter.
+def storable(key: str, value: str) -> None:
+    """Reject NUL characters and surrogates, which databases cannot store.
 
     Args:
-        key: The name of the parameter, for the error.
-        value: The value of the parameter; None if it is missing.
+        key: The name of the field or parameter, for the error.
+        value: The text sent by the client.
 
     Raises:
-        RegistrationRefused: If the value cannot be stored in a database (400).
+        RegistrationRefused: If the value has such characters (400).
     """
-    if value is not None:
-        _storable(key, value)
-    return value
-
-
-def _storable(key: str, value: str) -> None:
-    """Reject NUL characters and surrogates, which databases cannot store."""
     if "\0" in value or (not value.isascii() and re.search(r"[\ud800-\udfff]", value)):
         raise _refused(f"{key} has characters that are not allowed in texts")
 

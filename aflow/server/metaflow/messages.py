@@ -255,7 +255,7 @@ def page_of(query: Mapping[str, str], key: type = int) -> PageRequest | None:
                 raise ValueError(after)
         except (ValueError, KeyError, TypeError, RecursionError):
             raise RegistrationRefused.of(400, "invalid cursor") from None
-        checks.word("_cursor", str(after))
+        checks.storable("_cursor", str(after))
     return PageRequest(min(int(limit), MAX_LIMIT), after)
 
 
@@ -286,7 +286,7 @@ def filters(
     for name, value in query.items():
         if name in ("_limit", "_cursor"):
             continue
-        checks.word(name, value)
+        checks.storable(name, value)
         what, _, operator = name.partition(":")
         if what == "_tags" and has_tag:
             _add_tags(condition, operator or "all", value, has_tag)

@@ -13,6 +13,7 @@ from aflow.server.routes.schemas import (
     Schema,
     array,
     choice,
+    count,
     described,
     fields,
     maybe_text,
@@ -150,44 +151,37 @@ _TAG = "metadata service"
 
 def description() -> Description:
     """Return the description of the API of Metaflow's metadata service."""
-    paths: dict[str, dict[str, Any]] = {
-        "/ping": {
-            "get": _plain(
-                "ping", "Check that the process answers.", {"200": _text("`pong`.")}, security=[]
-            )
-        },
-        "/version": {
-            "get": _plain(
-                "version",
-                "Show the version of the protocol.",
-                {"200": _text("A version such as 2.5.1.")},
-            )
-        },
-        "/healthcheck": {
-            "get": _plain(
-                "healthcheck",
-                "Check that the database answers.",
-                {
-                    "200": _status("The database answers.", "UP"),
-                    "500": {"description": _REFUSALS[500]},
-                    "503": _status("The database does not answer.", "DOWN"),
-                },
-                security=[],
-            )
-        },
-        "/auth/token": {
-            "get": _plain(
-                "auth_token",
-                "Refuse credentials: the service has none to give.",
-                {
-                    "401": {"description": _REFUSALS[401]},
-                    "403": {"description": "The service gives out no credentials."},
-                },
-                description="Clients of Metaflow may ask here for credentials of AWS. They have to "
-                "use those of their own account.",
-            )
-        },
+    plain = {
+        "/ping": _plain(
+            "ping", "Check that the process answers.", {"200": _text("`pong`.")}, security=[]
+        ),
+        "/version": _plain(
+            "version",
+            "Show the version of the protocol.",
+            {"200": _text("A version such as 2.5.1.")},
+        ),
+        "/healthcheck": _plain(
+            "healthcheck",
+            "Check that the database answers.",
+            {
+                "200": _status("The database answers.", "UP"),
+                "500": {"description": _REFUSALS[500]},
+                "503": _status("The database does not answer.", "DOWN"),
+            },
+            security=[],
+        ),
+        "/auth/token": _plain(
+            "auth_token",
+            "Refuse credentials: the service has none to give.",
+            {
+                "401": {"description": _REFUSALS[401]},
+                "403": {"description": "The service gives out no credentials."},
+            },
+            description="Clients of Metaflow may ask here for credentials of AWS. They have to use "
+            "those of their own account.",
+        ),
     }
+    paths: dict[str, dict[str, Any]] = {path: {"get": each} for path, each in plain.items()}
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
     schemas = {name: fields(**each) for name, each in _RECORDS.items()}
@@ -305,12 +299,10 @@ def _queried(name: str) -> dict[str, Schema]:
             ),
         }
     else:
-        schemas["ts_epoch:ge"] = {
-            "type": "integer",
-            "minimum": 0,
-            "description": "Only records since this time, in milliseconds since 1970 (UTC). Other "
-            "operators: eq, ne, lt, le, gt.",
-        }
+        schemas["ts_epoch:ge"] = count(
+            "Only records since this time, in milliseconds since 1970 (UTC). Other operators: eq, "
+            "ne, lt, le, gt."
+        )
     if name == "get_runs":
         schemas |= {
             "user:eq": text("Only runs of this user. Other operators: ne, co (contains), sw "

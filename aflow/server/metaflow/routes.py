@@ -266,7 +266,8 @@ def get_filtered_tasks(session: Transaction, asked: Asked) -> Listing:
     """List the pathspecs of the tasks of a step with a metadata field `metadata_field_name` whose
     value matches the regular expression `pattern`. Both filters are optional."""
     run = the_run(session, asked)
-    field = checks.word("metadata_field_name", asked.query.get("metadata_field_name"))
+    field = asked.query.get("metadata_field_name")
+    checks.storable("metadata_field_name", field or "")
     pattern = checks.pattern(asked.query.get("pattern"))
     condition = _of_step(run, asked)
     if field is not None or pattern is not None:

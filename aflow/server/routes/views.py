@@ -68,7 +68,6 @@ class ViewRoutes:
         self._streams = streams
         self._clock = clock
         self._bodies = _Bodies()
-        self._looks: dict[str, tuple[float, asyncio.Future[Any]]] = {}
 
     # ------------------------------------------------------------ runs
 
@@ -80,8 +79,12 @@ class ViewRoutes:
         which = filters.parse(request.query.get("filter", ""), self._clock.now())
         limit = number_of(request, "limit", 50, 200)
         cursor = request.query.get("cursor")
-        page = await asyncio.to_thread(self._views.runs, which, cursor, max(limit, 1))
-        return web.json_response(page)
+
+        def page() -> dict[str, Any]:
+            found, following = self._views.records(which, cursor, max(limit, 1))
+            return {"runs": [self._views.summary(run) for run in found], "cursor": following}
+
+        return web.json_response(await asyncio.to_thread(page))
 
     async def show_overview(self, request: web.Request) -> web.StreamResponse:
         """Show a run: graph, statistics of steps, parameters, failures."""
@@ -272,12 +275,14 @@ class ViewRoutes:
 
     async def _source(self, topic: _Topic) -> Callable[[], AsyncIterator[bytes]]:
         if topic.kind == "runs":
-            return _Changes("runs", lambda: self._shared("runs", self._recent)).look
+            return _Changes("runs", lambda: self._streams.shared("runs", self._recent, _FRESH)).look
         path = f"{topic.flow}/{topic.run}"
         if topic.kind == "run":  # a deleted run is reported, too
             return _Changes(
                 "run",
-                lambda: self._shared(path, lambda: self._state(topic.flow, topic.run)),
+                lambda: self._streams.shared(
+                    path, lambda: self._state(topic.flow, topic.run), _FRESH
+                ),
             ).look
         run = await asyncio.to_thread(self._views.run, topic.flow, topic.run)
         log_tail = await asyncio.to_thread(self._views.log_tail, run, None, topic.task, topic.after)
@@ -292,7 +297,7 @@ class ViewRoutes:
             found = self._metadata.run(run.flow, run.run)
             return found and (found.key, found.version, found.state)
 
-        return await self._shared(f"log {path}", read, _FRESH_LOG)
+        return await self._streams.shared(f"log {path}", read, _FRESH_LOG)
 
     async def _events(
         self, sources: list[Callable[[], AsyncIterator[bytes]]], pause: float
@@ -312,21 +317,6 @@ class ViewRoutes:
                 yield event("alive", {})
             if await self._streams.rest(pause):
                 return
-
-    async def _shared(self, key: str, read: Callable[[], Any], fresh: float = _FRESH) -> Any:
-        """Return the result of `read`, shared by all streams that request it within `fresh`
-        seconds."""
-        loop = asyncio.get_running_loop()
-        at, found = self._looks.get(key, (0.0, None))
-        if found is None or loop.time() - at > fresh:
-            found = loop.create_task(asyncio.to_thread(read))
-            # Retrieve the error even if all streams have ended, which prevents a warning of
-            # asyncio.
-            found.add_done_callback(lambda look: look.cancelled() or look.exception())
-            self._looks[key] = (loop.time(), found)
-            if len(self._looks) > 1000:
-                self._looks = {key: self._looks[key]}
-        return await asyncio.shield(found)
 
     def _recent(self) -> Any:
         runs = self._metadata.runs(None, limit=_RECENT)

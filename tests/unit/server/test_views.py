@@ -97,7 +97,7 @@ def test_code_is_read_in_the_encoding_that_it_declares(
 )
 def test_a_cursor_that_no_page_has_is_refused(metadata: SqliteMetadata, cursor: str) -> None:
     with pytest.raises(InvalidInput, match="not a cursor"):
-        Views(metadata, FakeClock()).runs(parse("", 0.0), cursor, 10)
+        Views(metadata, FakeClock()).records(parse("", 0.0), cursor, 10)
 
 
 class Late(FakeClock):

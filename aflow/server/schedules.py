@@ -200,12 +200,13 @@ def _one_of(what: str, value: Any, allowed: tuple[Any, ...]) -> Any:
 # ------------------------------------------------------------------ deciding
 
 
-def due(schedule: Schedule, now: float) -> list[float]:
+def due(schedule: Schedule, now: float, *, waits: bool = False) -> list[float]:
     """Return the ticks to start now, in order. All other ticks up to `now` were missed.
 
     Args:
         schedule: The schedule; a paused one has no due ticks.
         now: The current time, in seconds since the epoch.
+        waits: Whether a tick has waited since it was due: then the latest one is not missed.
     """
     if schedule.paused:
         return []
@@ -214,7 +215,7 @@ def due(schedule: Schedule, now: float) -> list[float]:
     on_time = [at for at in come if now - at <= ON_TIME]
     if schedule.missed == "all":
         return come
-    return on_time if schedule.missed == "skip" else (on_time or come[-1:])
+    return on_time if schedule.missed == "skip" and not waits else (on_time or come[-1:])
 
 
 def upcoming(schedule: Schedule, now: float) -> float | None:
@@ -311,6 +312,7 @@ class Scheduling:
         self._runs = runs
         self._clock = clock
         self._busy: set[str] = set()  # schedules whose ticks are being handled
+        self._waiting: set[str] = set()  # schedules whose latest tick is retried
         self._declared: dict[str, tuple[str, float]] = {}  # package and time of each GC root
 
     async def run_forever(self) -> None:
@@ -331,7 +333,7 @@ class Scheduling:
             for document in self._documents.documents(KIND):
                 try:
                     schedule = read(document)
-                    come = due(schedule, now)
+                    come = due(schedule, now, waits=schedule.name in self._waiting)
                 except AflowError as error:
                     _log.warning("The schedule %s starts no runs: %s", document.name, error)
                 else:
@@ -462,7 +464,9 @@ class Scheduling:
             for tick in come:
                 after = await self._tick(schedule, tick)
                 if after is None:
+                    self._waiting.add(schedule.name)
                     return  # retried at the next search
+                self._waiting.discard(schedule.name)
                 version = await asyncio.to_thread(
                     self._documents.put_document,
                     KIND, schedule.name, after.encode(), version,

@@ -13,7 +13,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Container
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from aiohttp import web
 
@@ -67,6 +68,8 @@ if TYPE_CHECKING:
     from aflow.server.views import Views
     from aflow.storage.base import ObjectStore
 
+T = TypeVar("T")
+
 _BATCH = 200  # runs that one request changes
 _BATCH_LOOKS = 2000  # runs that one dry run reads
 _BATCH_TIME = 2.0  # seconds after which a request starts no change of another run
@@ -119,33 +122,43 @@ class ActionRoutes:
             }
         )
 
-    async def check_settings(self, _: web.Request) -> web.StreamResponse:
+    async def check_settings(self, request: web.Request) -> web.StreamResponse:
         """Run `aflow doctor` with the settings that the server gives its runs.
 
         It checks the machine, the datastore, the metadata, the queue, and the configured services
         of AWS. Fails with 500 after two minutes."""
-        async with self._checking:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "aflow", "doctor", "--json",
-                env=self._runs.environment, stdin=DEVNULL, stdout=PIPE, stderr=PIPE,
-            )  # fmt: skip
-            try:
-                async with asyncio.timeout(_CHECK):
-                    out, err = await process.communicate()
-            except TimeoutError as error:
-                raise AflowError(
-                    f"aflow doctor did not end within {_CHECK:.0f} seconds."
-                ) from error
-            finally:
-                if process.returncode is None:
-                    process.kill()
-                    await process.wait()
+        return web.json_response({"findings": await self._alone(request, self._doctor)})
+
+    async def _doctor(self) -> Any:
+        """Return what `aflow doctor` finds. If this is cancelled, its process ends."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "aflow", "doctor", "--json",
+            env=self._runs.environment, stdin=DEVNULL, stdout=PIPE, stderr=PIPE,
+        )  # fmt: skip
         try:
-            found = json.loads(out)
+            async with asyncio.timeout(_CHECK):
+                out, err = await process.communicate()
+        except TimeoutError as error:
+            raise AflowError(f"aflow doctor did not end within {_CHECK:.0f} seconds.") from error
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        try:
+            return json.loads(out)
         except ValueError as error:
             printed = err.decode("utf-8", "replace").strip()[-500:]
             raise AflowError(f"aflow doctor failed: {printed or 'it printed nothing.'}") from error
-        return web.json_response({"findings": found})
+
+    async def _alone(self, request: web.Request, work: Callable[[], Awaitable[T]]) -> T:
+        """Return the result of a check or plan, of which there is one at a time. One whose client
+        has gone does not begin."""
+
+        async def in_turn() -> T:
+            async with self._checking:
+                return await work()
+
+        return await attended(request, in_turn())
 
     async def plan_collection(self, request: web.Request) -> web.StreamResponse:
         """Show what `aflow gc` would delete.
@@ -158,8 +171,7 @@ class ActionRoutes:
         def plan() -> gc.Removed:
             return gc.collect(self._metadata, self._store, runs_to_delete, now, dry_run=True)
 
-        async with self._checking:
-            removed = await attended(request, asyncio.to_thread(plan))
+        removed = await self._alone(request, partial(asyncio.to_thread, plan))
         runs = [f"{run.flow}/{run.run}" for run in removed.runs]
         return web.json_response(
             {
@@ -181,8 +193,7 @@ class ActionRoutes:
         def measure() -> gc.StorageSizes:
             return gc.sizes(self._metadata, lambda: self._clock.monotonic() > give_up_at)
 
-        async with self._checking:
-            found = await attended(request, asyncio.to_thread(measure))
+        found = await self._alone(request, partial(asyncio.to_thread, measure))
         flows = [each._asdict() for each in found.flows]
         return web.json_response({**found._asdict(), "flows": flows})
 

@@ -5,12 +5,21 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+from pathlib import Path
 
 import pytest
+from aiohttp.test_utils import make_mocked_request
 
 from aflow._core.backoff import Backoff
+from aflow._core.clock import FakeClock
 from aflow.errors import AflowError
+from aflow.metadata.sqlite import SqliteMetadata
+from aflow.server.routes.actions import ActionRoutes
+from aflow.server.runs import Runs, RunsLocation
 from aflow.server.serve import run_until
+from aflow.server.views import Views
+from aflow.storage.blobs import BlobStore
+from aflow.storage.local import LocalStore
 
 
 async def test_a_background_task_that_fails_is_logged_and_begins_again(
@@ -48,3 +57,23 @@ async def test_a_background_task_that_ends_all_the_same_ends_the_server() -> Non
     with pytest.raises(AflowError, match="has ended"):
         await run_until(asyncio.Event(), {"schedules": ends, "metrics": goes_on})
     assert cancelled.is_set()
+
+
+async def test_a_check_whose_client_has_gone_while_it_waited_does_not_begin(
+    tmp_path: Path,
+) -> None:
+    metadata, store = SqliteMetadata(":memory:"), LocalStore(tmp_path)
+    clock = FakeClock()
+    runs = Runs(RunsLocation(tmp_path, {}), BlobStore(store), 1)
+    routes = ActionRoutes(metadata, Views(metadata, clock), runs, clock, store)
+    begun = asyncio.Event()
+
+    async def check() -> None:
+        begun.set()
+
+    async with routes._checking:  # by another request
+        with pytest.raises(ConnectionResetError):
+            await routes._alone(make_mocked_request("POST", "/v1/doctor"), check)
+    await asyncio.sleep(0)
+    assert not begun.is_set()
+    metadata.close()

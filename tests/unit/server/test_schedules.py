@@ -5,15 +5,22 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from aflow._core.clock import FakeClock
 from aflow.errors import InvalidInput, MetadataUnavailable
-from aflow.metadata.base import Document
+from aflow.metadata.base import Batch, Document, RunUpdate
+from aflow.metadata.sqlite import SqliteMetadata
+from aflow.scheduler.states import RunState
+from aflow.server.runs import Runs, RunsLocation
 from aflow.server.schedules import (
+    KIND,
     MOST_MISSED,
     Schedule,
+    Scheduling,
     after_tick,
     changed,
     due,
@@ -23,6 +30,9 @@ from aflow.server.schedules import (
     ticks,
     upcoming,
 )
+from aflow.storage.blobs import BlobStore
+from aflow.storage.local import LocalStore
+from tests.contracts.metadata_stores import a_run
 
 NOON = datetime(2026, 5, 4, 12, tzinfo=UTC).timestamp()
 HOUR = 3600.0
@@ -50,6 +60,31 @@ def test_a_tick_is_due_at_its_time_and_once() -> None:
 def test_what_was_missed_is_made_up_for_as_was_asked(missed: Any, expected: list[float]) -> None:
     schedule = replace(HOURLY, missed=missed)
     assert expected == due(schedule, NOON + 3.5 * HOUR)
+
+
+async def test_a_tick_that_waits_for_the_previous_run_is_not_missed(tmp_path: Path) -> None:
+    metadata, store, clock = SqliteMetadata(":memory:"), LocalStore(tmp_path), FakeClock(NOON)
+    run = metadata.create_run(a_run(), b"", "a coordinator", 60.0)
+    order = {"package": "0" * 64, "script": "flow.py", "flow": "Flow_"}
+    waits = replace(
+        HOURLY, missed="skip", overlap="wait", order=order, latest=f"{run.flow}/{run.run}"
+    )
+    metadata.put_document(KIND, waits.name, waits.encode(), 0)
+    runs = Runs(RunsLocation(tmp_path, {}), BlobStore(store), 1)
+    scheduling = Scheduling(metadata, metadata, runs, BlobStore(store), clock)
+
+    async def look() -> int:
+        """Return how many ticks have been handled."""
+        for each in scheduling._due():
+            await scheduling._start_due(*each)
+        return scheduling.get(waits.name).skipped
+
+    assert 0 == await look(), "the previous run is active"
+    clock.advance(300.0)
+    metadata.commit(run.key, 0, Batch(run=RunUpdate(state=RunState.FAILED, finished_at=NOON)))
+    assert 1 == await look()
+    assert "code package" in scheduling.get(waits.name).reason, "it was tried to start the run"
+    metadata.close()
 
 
 def test_a_tick_that_is_on_time_goes_ahead_of_those_that_were_missed() -> None:

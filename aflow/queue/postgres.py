@@ -79,6 +79,9 @@ class PostgresQueue(Queue):
         self._free = asyncio.Semaphore(CONNECTIONS)
         self._listener: Connection | None = None
         self._listened: set[str] = set()  # the channels of the listener
+        # The descriptor that the event loop watches for the listener: a connection that is lost no
+        # longer knows it, and the next one is likely to get it.
+        self._watched: int | None = None
         self._opening = asyncio.Lock()
         self._bells: dict[str, set[asyncio.Event]] = {}
         self._forgot_at: dict[str, float] = {}
@@ -313,7 +316,8 @@ class PostgresQueue(Queue):
                 self._drop_listener()  # its notifications would not be read
                 raise
             # The driver reads notifications only while it waits for a response.
-            asyncio.get_running_loop().add_reader(self._listener.fileno(), self._read_notifications)
+            self._watched = self._listener.fileno()
+            asyncio.get_running_loop().add_reader(self._watched, self._read_notifications)
 
     def _read_notifications(self) -> None:
         """Process the notifications that arrived on the listener's connection between commands."""
@@ -330,8 +334,9 @@ class PostgresQueue(Queue):
         listener, self._listener = self._listener, None
         self._listened.clear()
         if listener is not None:
-            if not listener.closed:
-                asyncio.get_running_loop().remove_reader(listener.fileno())
+            watched, self._watched = self._watched, None
+            if watched is not None:
+                asyncio.get_running_loop().remove_reader(watched)
             listener.pgconn.finish()
             for channel in self._bells:
                 self._news(channel)

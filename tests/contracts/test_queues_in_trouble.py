@@ -133,6 +133,28 @@ async def test_a_broker_that_is_killed_and_comes_back_has_lost_nothing(
         await queue.close()
 
 
+async def test_who_waits_for_messages_goes_on_after_the_loss_of_the_connection_that_listens(
+    postgres_server: Server,
+) -> None:
+    with new_database(postgres_server) as url:
+        queue, other = open_queue(url), open_queue(url)
+        for name in "abc":
+            waiting = asyncio.create_task(queue.lease(["t"], 1, 60.0, WAIT))
+            while queue._watched is None:  # type: ignore[attr-defined]
+                await asyncio.sleep(0)
+            async with other._connection() as db:  # type: ignore[attr-defined]
+                await db.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND query LIKE 'LISTEN %'"
+                )
+            await other.put("t", [Message(name, b"")])
+            found = await waiting
+            assert [name] == [each.id for each in found]
+            await queue.ack(found)
+        await queue.close()
+        await other.close()
+
+
 async def test_connections_that_the_server_drops_are_made_anew(postgres_server: Server) -> None:
     with new_database(postgres_server) as url:
         queue = open_queue(url)

@@ -1,7 +1,7 @@
 """Opens queues by URL. A backend is imported when a URL requires it (see aflow/_core/lazy.py),
 since some need packages of an extra.
 
-memory:                         queue.memory
+memory:                         queue.sqlite, in memory
 sqlite:////path/queue.db        queue.sqlite
 redis://host:6379/0             queue.redis; redis+sentinel://host:26379/name for a primary
                                 that sentinels know
@@ -36,7 +36,7 @@ def open_queue(url: str) -> Queue:
     """
     scheme = url.partition(":")[0]
     if scheme == "memory":
-        return queues.memory.MemoryQueue()
+        return queues.sqlite.SqliteQueue()
     if scheme == "sqlite":
         return queues.sqlite.SqliteQueue(path_at(url))
     if scheme in ("redis", "rediss", "redis+sentinel"):

@@ -1,7 +1,8 @@
-"""A queue for the processes of one machine: a SQLite file, and a datagram to each waiting process.
+"""A queue for the processes of one machine: a SQLite file, and a datagram to each waiting process;
+or one in memory, for a single process.
 
-Each call is a transaction in a write-ahead log. Messages survive any crash except that of the
-machine.
+Each call is a transaction in a write-ahead log. Messages in a file survive any crash except that of
+the machine.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import finalize
 
 from aflow._core.clock import SystemClock
 from aflow._core.private_folders import (
@@ -212,23 +214,27 @@ _SQL = statements_in(Path(__file__).parent / "queries" / "sqlite.sql")
 
 
 class SqliteQueue(Queue):
-    """The queue in the file at `path`, which is created if it does not exist."""
+    """The queue in the file at `path`, which is created if it does not exist; None for a queue in
+    memory, which is lost with this object, and keeps its messages when it is closed."""
 
     def __init__(
-        self, path: Path, max_deliveries: int = MAX_DELIVERIES, clock: Clock | None = None
+        self,
+        path: Path | None = None,
+        max_deliveries: int = MAX_DELIVERIES,
+        clock: Clock | None = None,
     ) -> None:
-        self._path = path.absolute()
+        self._path = None if path is None else path.absolute()
         self._max_deliveries = max_deliveries
         self._clock = clock or SystemClock()
         self._leases = LeaseClock(self._clock)
         self._thread: ThreadPoolExecutor | None = None
         self._connection: sqlite3.Connection | None = None
-        self._wake_up = WakeUp(self._path)
+        self._wake_up = WakeUp(self._path or Path(uuid.uuid4().hex))
 
     @property
     def url(self) -> str:
-        """`sqlite:///path`"""
-        return url_of(self._path)
+        """`sqlite:///path`, or `memory:`."""
+        return "memory:" if self._path is None else url_of(self._path)
 
     # ------------------------------------------------------------------ calls
 
@@ -503,39 +509,49 @@ class SqliteQueue(Queue):
                 return what(db)
 
     def _connect(self) -> sqlite3.Connection:
-        make_private(self._path.parent)
+        path = self._path
+        if path is not None:
+            make_private(path.parent)
         db = sqlite3.connect(
-            self._path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
+            path or ":memory:", timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
         )
-        db.execute("PRAGMA synchronous = NORMAL")
+        if path is None:
+            finalize(self, db.close)
+            self._prepare(db)
+            return db
         try:
-            with one_process_at_a_time(self._path):
-                if self._path.stat().st_size == 0:
+            db.execute("PRAGMA synchronous = NORMAL")
+            with one_process_at_a_time(path):
+                if path.stat().st_size == 0:
                     db.execute("PRAGMA journal_mode = WAL")
-                (version,) = db.execute("PRAGMA user_version").fetchone()
-                tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master")]
-                if tables and "messages" not in tables:
-                    raise QueueUnavailable(
-                        f"The queue in {self._path} cannot be used: it is a database of something "
-                        "else; name another file."
-                    )
-                if version < _VERSION:
-                    names = ["lease_clocks"] if version == 2 else ["schema", "lease_clocks"]
-                    missing = "".join(_SQL[name] for name in names)
-                    db.executescript(
-                        f"BEGIN IMMEDIATE; {missing} PRAGMA user_version = {_VERSION}; COMMIT;"
-                    )
-                elif version > _VERSION:
-                    raise QueueUnavailable(
-                        f"The queue in {self._path} was made by a newer aflow: upgrade this one."
-                    )
+                self._prepare(db)
         except BaseException:
             db.close()
             raise
         return db
 
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        """Create the tables, or those that an earlier version did not have."""
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master")]
+        if tables and "messages" not in tables:
+            raise QueueUnavailable(
+                f"The queue in {self._path} cannot be used: it is a database of something else; "
+                "name another file."
+            )
+        if version > _VERSION:
+            raise QueueUnavailable(
+                f"The queue in {self._path} was made by a newer aflow: upgrade this one."
+            )
+        if version < _VERSION:
+            names = ["lease_clocks"] if version == 2 else ["schema", "lease_clocks"]
+            missing = "".join(_SQL[name] for name in names)
+            db.executescript(
+                f"BEGIN IMMEDIATE; {missing} PRAGMA user_version = {_VERSION}; COMMIT;"
+            )
+
     def _disconnect(self) -> None:
-        if self._connection is not None:
+        if self._connection is not None and self._path is not None:
             self._connection.close()
             self._connection = None
 
@@ -547,8 +563,8 @@ class SqliteQueue(Queue):
             if isinstance(error, sqlite3.ProgrammingError | sqlite3.IntegrityError):
                 raise
             raise QueueUnavailable(
-                f"The queue in {self._path} cannot be used: {error}. Check that its folder is "
-                "there, may be written, and has room."
+                f"The queue in {self._path or 'memory'} cannot be used: {error}. Check that its "
+                "folder is there, may be written, and has room."
             ) from error
 
 

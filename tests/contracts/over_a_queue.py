@@ -15,7 +15,7 @@ from aflow.executors.protocol import Job, python_version
 from aflow.executors.queue_workers import QueueExecutor, pools_of
 from aflow.flow.definition import FlowDefinition
 from aflow.metadata.sqlite import SqliteMetadata
-from aflow.queue.memory import MemoryQueue
+from aflow.queue.sqlite import SqliteQueue
 from aflow.storage.local import LocalStore
 from aflow.task.program import request_of
 from aflow.task.spec import AttemptSpec, RunContext
@@ -32,12 +32,13 @@ class OverAQueue:
         self._workers = workers
         self._grace = grace
         self._metadata = SqliteMetadata(":memory:")
+        self._queue = SqliteQueue()
         self._sender: QueueExecutor | None = None
         self._worker: Worker | None = None
         self._working: asyncio.Task[None] | None = None
 
     async def start(self, context: RunContext, reports: Reports) -> None:
-        queue = MemoryQueue()
+        queue = self._queue
         folder = Path(context.storage_url.removeprefix("file://"))
         options = WorkerOptions(("default",), self._workers, self._grace, 30.0, folder / "code")
         self._worker = Worker(queue, options, SystemClock(), lambda text: None)
@@ -80,6 +81,7 @@ class OverAQueue:
             await self._sender.stop()
             self._worker.drain()
             await self._working
+            await self._queue.close()
         self._metadata.close()
 
     def _made(self) -> Any:

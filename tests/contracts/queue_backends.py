@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aflow.queue.base import Queue
-from aflow.queue.memory import MemoryQueue
 from aflow.queue.sqlite import SqliteQueue
 from tests.support.servers import Server, new_database, redis_server
 
@@ -32,7 +31,7 @@ class Backend:
 
 @contextmanager
 def _memory(folder: Path) -> Iterator[Backend]:
-    queue = MemoryQueue(MAX_DELIVERIES)
+    queue = SqliteQueue(None, MAX_DELIVERIES)
     yield Backend(lambda: queue)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from aflow._core.clock import SystemClock
 from aflow._core.waiting import FIRST
@@ -32,7 +33,7 @@ from aflow.executors.remote.reports import ReportSender
 from aflow.flow.spec import define
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.queue.base import Depth, Lease, Message, group_of
-from aflow.queue.memory import MemoryQueue
+from aflow.queue.sqlite import SqliteQueue
 from aflow.scheduler.messages import NoInputs, encode_inputs
 from aflow.storage.artifacts import Manifest
 from aflow.storage.local import LocalStore
@@ -50,7 +51,7 @@ REPORTS = protocol.reports_topic("ActionFlow", "1")
 KEY, OTHER = b"k" * 32, b"o" * 32
 
 
-class Shared(MemoryQueue):
+class Shared(SqliteQueue):
     """The queue of a test, which stays open for others when it is closed. Calls can be made to fail
     by name."""
 
@@ -86,9 +87,11 @@ class Shared(MemoryQueue):
         return await super().known(topic, ids)
 
 
-@pytest.fixture
-def queue() -> Shared:
-    return Shared()
+@pytest_asyncio.fixture
+async def queue() -> AsyncIterator[Shared]:
+    made = Shared()
+    yield made
+    await made.close()
 
 
 @pytest.fixture
@@ -117,7 +120,7 @@ class Side:
 
 @asynccontextmanager
 async def coordinator(
-    queue: MemoryQueue, folder: Path, keys: Sequence[bytes] = (), **options: Any
+    queue: SqliteQueue, folder: Path, keys: Sequence[bytes] = (), **options: Any
 ) -> AsyncIterator[Side]:
     definition = define(ActionFlow)
 
@@ -154,7 +157,7 @@ async def until(truth: Callable[[], Any]) -> Any:
         await asyncio.to_thread(select_nothing, 0.005)
 
 
-async def waiting(queue: MemoryQueue) -> list[str]:
+async def waiting(queue: SqliteQueue) -> list[str]:
     return [each.id for each in await queue.peek(TASKS) or []]
 
 
@@ -343,7 +346,7 @@ async def test_a_dead_letter_is_found_behind_many_of_other_runs(
         await until(lambda: buried_are(queue, 1000))
 
 
-async def buried_are(queue: MemoryQueue, count: int) -> bool:
+async def buried_are(queue: SqliteQueue, count: int) -> bool:
     return (await queue.depth(TASKS)).buried == count
 
 
@@ -419,7 +422,7 @@ SPEC = AttemptSpec("act", 1, 0, encode_inputs(NoInputs()), None, None, None, Fal
 
 @asynccontextmanager
 async def working(
-    queue: MemoryQueue,
+    queue: SqliteQueue,
     folder: Path,
     *,
     keys: tuple[bytes, ...] = (),
@@ -441,7 +444,7 @@ def store_in(folder: Path) -> str:
     return (folder / "store").as_uri()
 
 
-async def presence_of(queue: MemoryQueue) -> Presence | None:
+async def presence_of(queue: SqliteQueue) -> Presence | None:
     found = [Presence.decode(data) for data in (await queue.announced() or {}).values()]
     return found[0] if found else None
 
@@ -476,12 +479,12 @@ async def test_a_worker_without_the_key_gives_back_uncounted_and_leaves_the_run_
     assert {} == await queue.announced()
 
 
-async def presence_declining(queue: MemoryQueue) -> Presence | None:
+async def presence_declining(queue: SqliteQueue) -> Presence | None:
     found = await presence_of(queue)
     return found if found is not None and found.declined else None
 
 
-async def ready(queue: MemoryQueue, count: int) -> bool:
+async def ready(queue: SqliteQueue, count: int) -> bool:
     return (await queue.depth(TASKS)).ready == count
 
 
@@ -551,7 +554,7 @@ async def test_what_is_malformed_is_buried_at_once_and_the_worker_goes_on(
         assert not task.done()
 
 
-async def buried(queue: MemoryQueue, count: int) -> bool:
+async def buried(queue: SqliteQueue, count: int) -> bool:
     return len(await queue.buried(TASKS)) == count
 
 
@@ -597,14 +600,14 @@ async def test_a_part_of_a_worker_that_fails_ends_it_and_its_tasks_go_back(
         monkeypatch.setattr(LocalStore, "get", slow)
     body = sealed(SPEC, store_in(folder), job=key)
     queue.failing["put"] = fail if part == "put" else lambda _: None
-    await MemoryQueue.put(queue, TASKS, [Message("run:1:0", body)])
+    await SqliteQueue.put(queue, TASKS, [Message("run:1:0", body)])
     async with working(queue, folder, lease=0.3) as (worker, _, task):
         if part != "put":
             while (await queue.depth(TASKS)).leased == 0:
                 await asyncio.to_thread(select_nothing, 0.005)
             queue.failing[part] = fail
         odd = [Message("odd", b"")]
-        await MemoryQueue.put(queue, protocol.worker_topic(worker.id)[:64], odd)  # wakes it
+        await SqliteQueue.put(queue, protocol.worker_topic(worker.id)[:64], odd)  # wakes it
         await failed.wait()
         is_late = part == "extend"  # its lease has ended when the worker gives it back
         while is_late and (await queue.depth(TASKS)).leased:

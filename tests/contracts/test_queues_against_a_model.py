@@ -16,7 +16,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from aflow._core.clock import FakeClock
 from aflow.errors import LeaseLost
 from aflow.queue.base import Depth, Lease, Message, Queue
-from aflow.queue.memory import MemoryQueue
 from aflow.queue.sqlite import SqliteQueue
 
 T = TypeVar("T")
@@ -181,7 +180,7 @@ class QueueMachine(RuleBasedStateMachine):
 
 class MemoryMachine(QueueMachine):
     def open(self) -> Queue:
-        return MemoryQueue(MOST, self.clock)
+        return SqliteQueue(None, MOST, self.clock)
 
 
 class SqliteMachine(QueueMachine):
@@ -196,5 +195,5 @@ class SqliteMachine(QueueMachine):
 
 TestMemory = MemoryMachine.TestCase
 TestSqlite = SqliteMachine.TestCase
-TestMemory.settings = settings(max_examples=150, stateful_step_count=40)
-TestSqlite.settings = settings(max_examples=15, stateful_step_count=30)
+TestMemory.settings = settings(max_examples=60, stateful_step_count=40)
+TestSqlite.settings = settings(max_examples=10, stateful_step_count=30)

@@ -1,10 +1,9 @@
 """Turn exceptions of commands into a message on stderr and an exit code.
 
 0    success
-1    the run, or the requested operation, failed
+1    the run, or the requested operation, failed; or the reader of stdout has closed it
 2    invalid arguments or input
 130  interrupted (SIGINT); 143 ended by SIGTERM
-141  the reader of stdout has closed it (SIGPIPE)
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ FAILED = 1
 USAGE = 2
 INTERRUPTED = 130  # as in shells: 128 and the number of SIGINT
 _MOST_FRAMES = 8  # maximum number of frames of a traceback that are shown
-NO_READER = 141  # as in shells: 128 and the number of SIGPIPE
 
 
 def guarded(body: Callable[[], object]) -> int:
@@ -47,7 +45,7 @@ def guarded(body: Callable[[], object]) -> int:
         return _interrupted()
     except BrokenPipeError:
         forget_stdout()
-        return NO_READER
+        return FAILED
     except AflowError as error:
         _traceback_if_asked_for()
         show(error.headline, str(error))

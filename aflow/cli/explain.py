@@ -22,7 +22,7 @@ from aflow.runs.create import Creation
 from aflow.runs.dry_run import DryRun, counted
 from aflow.storage.artifacts import Manifest
 from aflow.storage.blobs import BlobStore
-from aflow.storage.factory import open_store
+from aflow.storage.factory import open_recorded_store, open_store
 from aflow.storage.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ def explain(session: Session, path: str) -> None:
     """Print for every task of the path why it ran, or why its result was reused."""
     spec = pathspec(session, path)
     settings = session.settings()
-    with _metadata(settings) as metadata:
+    with closing(open_metadata(settings.metadata_url, read_only=True)) as metadata:
         run = recorded_run(metadata, spec)
-        blobs = BlobStore(open_store(settings.storage_url))
+        blobs = BlobStore(open_recorded_store(run.settings["storage"]))
         task = None if spec.task is None else int(spec.task)
         found = [*explained(metadata, blobs, run, step=spec.step, task=task)]
     if not found:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from aflow._core import ids
 from aflow._core.clock import SystemClock, timespan
 from aflow._core.settings import Settings, choices_of
 from aflow._core.wording import plural, size_text
@@ -107,9 +108,6 @@ def _gc(
             f"{settings.root} knows nothing: what only they need would be deleted. Give "
             "--sole-owner if nobody else has runs there."
         )
-    if not settings.has_metadata:
-        click.echo(f"Nothing has run here yet: there is no datastore {settings.root}.")
-        return
     now = SystemClock.now()
     unused = _seconds("--environments", environments)
     before = None if older_than is None else now - _seconds("--older-than", older_than)
@@ -117,7 +115,12 @@ def _gc(
         of, slash, run = run.partition("/")
         if not slash or not run or flow not in (None, of):
             raise click.BadParameter("--run takes the flow and the id of one run, as MyFlow/1234.")
-        flow = of
+        flow, run = of, ids.run_id(run)
+    if flow is not None:
+        ids.flow_name(flow)
+    if not settings.has_metadata:
+        click.echo(f"Nothing has run here yet: there is no datastore {settings.root}.")
+        return
     chosen = RunsToDelete(
         flow=flow, run=run, before=before, tags=tags, failed=failed, keep=keep, spins=spins
     )

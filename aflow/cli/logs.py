@@ -17,6 +17,7 @@ from aflow import client
 from aflow._core.clock import shown_time
 from aflow._core.ids import Pathspec
 from aflow._core.process import binary, flush, is_terminal
+from aflow.cli import tables
 from aflow.cli.errors import printable
 from aflow.cli.options import Subcommand, count_option, flag, option
 from aflow.cli.selection import pathspec, pathspec_argument, recorded_run, tasks_of
@@ -25,6 +26,7 @@ from aflow.cli.session import Session
 from aflow.client import redact
 from aflow.errors import NotFound
 from aflow.metadata.factory import open_metadata
+from aflow.runs.liveness import is_left
 from aflow.runs.log_tail import LogTail
 from aflow.step_functions.unrecorded import look
 from aflow.storage.factory import open_recorded_store
@@ -159,6 +161,7 @@ def _stamp(at: datetime) -> bytes:
 
 BOTH = ("stdout", "stderr")
 LOOK = 0.5  # seconds between polls
+_POLLS = 20  # polls between questions whether anyone drives the run
 
 
 def follow_here(spec: Pathspec, settings: Settings, streams: tuple[str, ...]) -> int:
@@ -181,16 +184,20 @@ def follow_here(spec: Pathspec, settings: Settings, streams: tuple[str, ...]) ->
         store = open_recorded_store(run.settings["storage"])
         task = None if spec.task is None else int(spec.task)
         log_tail = LogTail(metadata, store, run, spec.step, task)
-        pause, over = Event(), False
-        while not over:
+        name, pause, polls, is_noted = f"{run.flow}/{run.run}", Event(), 0, False
+        while True:
             over = log_tail.has_ended()
             for line in log_tail.poll():
                 if line.stream in streams:
                     _print(run.run, line.step, line.task, line.at, line.stream, line.text)
-            if not over:
-                pause.wait(LOOK)
-        now = metadata.run(spec.flow, run.run)
-        return 0 if now is None else _ended(f"{spec.flow}/{run.run}", now.state.value, now.reason)
+            now = metadata.run(run.flow, run.run)
+            if over or now is None:
+                return 0 if now is None else _ended(name, now.state.value, now.reason)
+            if not is_noted and polls % _POLLS == 0 and is_left(now):
+                click.echo(tables.orphaned(name), err=True)
+                is_noted = True
+            pause.wait(LOOK)
+            polls += 1
 
 
 def follow_there(

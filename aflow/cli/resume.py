@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aflow._core import ids
 from aflow._core.ids import PARAMETERS_STEP
 from aflow.cli.options import flag, option, run_options
 from aflow.cli.run import announce, name_of_run, run
@@ -118,8 +119,9 @@ def _named(flow: str, given: str, settings: Settings) -> str:
     of, _, run = given.rpartition("/")
     if of not in ("", flow) and of.isidentifier():
         raise _of_another(of, run, flow)
-    if not has_runs(settings.metadata_url) or of not in ("", flow):
-        return given
+    ids.run_id(run if of in ("", flow) else given)
+    if not has_runs(settings.metadata_url):
+        return run
     with closing(open_metadata(settings.metadata_url)) as metadata:
         if metadata.run(flow, run) is None and not _imported(flow, run, metadata, settings):
             for other, _ in metadata.flows():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aflow._core import ids
 from aflow._core.clock import SystemClock, shown_time, timespan
 from aflow._core.settings import Settings
 from aflow.cli import tables
@@ -85,6 +86,8 @@ def _runs(
 
 
 def _found(flow: str | None, which: dict[str, Any], settings: Settings) -> list[RunRecord]:
+    if flow is not None:
+        ids.flow_name(flow)
     look(settings, flow)
     if not has_runs(settings.metadata_url):
         raise NotFound(f"Nothing has run here yet: there is no datastore {settings.root}.")

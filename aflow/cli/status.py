@@ -85,10 +85,7 @@ def _row(run: RunRecord, state: str, now: float) -> tuple[str, ...]:
 def _goes_on(metadata: MetadataStore, run: RunRecord, state: str, now: float) -> str:
     where = f"{run.flow}/{run.run}"
     if state == tables.LEFT:
-        return (
-            f"{where}  orphaned: no coordinator drives it; `aflow recover {where}` recovers it, "
-            f"`aflow cancel {where}` ends it"
-        )
+        return tables.orphaned(where)
     steps = "; ".join(_counts(metadata, run)) or "no task yet"
     return f"{where}  for {tables.took(run, state, now)}: {steps}"
 

@@ -75,6 +75,18 @@ def state(run: RunRecord) -> str:
     return LEFT if is_left(run) else run.state.value
 
 
+def orphaned(where: str) -> str:
+    """Return the sentence about an orphaned run.
+
+    Args:
+        where: The pathspec of the run.
+    """
+    return (
+        f"{where}  orphaned: no coordinator drives it; `aflow recover {where}` recovers it, "
+        f"`aflow cancel {where}` ends it"
+    )
+
+
 def local(at: float) -> str:
     """Return a time as text, in this machine's time zone, to the second.
 

@@ -19,6 +19,7 @@ from aflow.storage.names import MAIN, written_by_main
 
 if TYPE_CHECKING:
     from aflow.client import Run
+    from aflow.runner.command import RunningCommand
 
 
 class NBRunner(Runner):
@@ -41,13 +42,19 @@ class NBRunner(Runner):
         **rest: Any,
     ) -> None:
         self.flow = flow
-        file, folder = _write(flow, base_dir)
+        self._source = flow_file_of(flow)
+        file, folder = _write(flow, self._source, base_dir)
         super().__init__(file, show_output, profile, _environment(env), folder, **rest)
 
     @property
     def runner(self) -> Runner:
         """The runner of the flow's file."""
         return self
+
+    def _start(self, *command: Any) -> RunningCommand:
+        if not os.path.exists(self.flow_file):  # `cleanup` removed it after an earlier command
+            Path(self.flow_file).write_text(self._source, "utf-8")
+        return super()._start(*command)
 
     def nbrun(self, **kwargs: Any) -> Run:
         """Run the flow, wait until the run has ended, and clean up.
@@ -112,7 +119,7 @@ class NBDeployer(Deployer):
         **top_level_kwargs: Any,
     ) -> None:
         self.flow = flow
-        file, folder = _write(flow, base_dir)
+        file, folder = _write(flow, flow_file_of(flow), base_dir)
         super().__init__(file, show_output, profile, _environment(env), folder, **top_level_kwargs)
 
     def cleanup(self) -> None:
@@ -120,13 +127,19 @@ class NBDeployer(Deployer):
         Path(self.flow_file).unlink(missing_ok=True)
 
 
-def _write(flow: type[FlowSpec], base_dir: str | os.PathLike[str] | None) -> tuple[str, Path]:
+def _write(
+    flow: type[FlowSpec], source: str, base_dir: str | os.PathLike[str] | None
+) -> tuple[str, Path]:
     """Write the flow's file; return its path and its folder."""
-    source = flow_file_of(flow)
     folder = Path(base_dir) if base_dir is not None else Path.cwd()
-    descriptor, path = tempfile.mkstemp(".py", flow.__name__, folder, text=True)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(source)
+    try:
+        descriptor, path = tempfile.mkstemp(".py", flow.__name__, folder, text=True)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(source)
+    except OSError as error:
+        raise FlowFileError(
+            f"The flow cannot be written to a file in {folder}: {error.strerror}."
+        ) from error
     if flow.__module__ == MAIN:
         written_by_main(path)
     return path, folder

@@ -156,6 +156,9 @@ def test_a_run_goes_on_where_its_coordinator_was_killed(left: Left) -> None:
     assert 2 == early.code
     assert "has a coordinator that drives it" in early.err
     left.let_time_pass()
+    follower = left.workspace.start_aflow("logs", "--follow", left.run)
+    assert follower.stderr is not None
+    assert "no coordinator drives it" in follower.stderr.readline()
     heir = left.workspace.start_aflow("recover", left.run)
     wait_until(lambda: len(left.ran()) >= 6)
     assert " running " in left.call("runs")  # it is driven, though not by what began it
@@ -164,6 +167,7 @@ def test_a_run_goes_on_where_its_coordinator_was_killed(left: Left) -> None:
     (left.place / "go").touch()
 
     ran = left.workspace.finish(heir)
+    assert 0 == left.workspace.finish(follower).code
 
     left.check(ran)
     assert "Recovering the run from another coordinator" in ran.out

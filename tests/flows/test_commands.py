@@ -578,6 +578,10 @@ def test_help_is_given_without_a_flow(workspace: Workspace, words: list[str]) ->
         (["run", "flow.py:Other"], "holds no flow 'Other'"),
         (["run", "flow.py", "--beta", "1"], "No such option"),
         (["status", "now"], "unexpected extra argument (now)"),
+        (["runs", "\udcff"], r"'\udcff' cannot be the name of a flow"),
+        (["gc", "--flow", "\udcff"], r"'\udcff' cannot be the name of a flow"),
+        (["gc", "--run", "Flow_/\udcff"], r"'\udcff' cannot be the name of a run"),
+        (["resume", "flow.py", "--origin-run-id", "\udcff"], "cannot be the name of a run"),
     ],
 )
 def test_what_cannot_be_used_is_exit_code_2(

@@ -125,6 +125,11 @@ def test_outside_of_a_notebook_the_file_of_the_class_is_taken(tmp_path: Path) ->
     run = notebook.nbrun(n=2)
 
     assert [-5, -4] == run.data.ys
+    assert [] == [*tmp_path.glob("*.py")]
+    assert run.id == notebook.nbresume().origin_pathspec.rpartition("/")[2]
+    assert [] == [*tmp_path.glob("*.py")]
+    with pytest.raises(FlowFileError, match=r"cannot be written to a file in .*absent"):
+        NBRunner(InsideFlow, base_dir=tmp_path / "absent")
 
 
 def test_a_cell_below_a_magic_counts_and_statements_for_the_notebook_do_not() -> None:

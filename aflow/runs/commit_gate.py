@@ -172,7 +172,7 @@ class CommitGate:
     def __init__(self) -> None:
         self._uncommitted: dict[int, int] = {}  # task -> the commit that contains its results
         self._settled_in: defaultdict[int, list[int]] = defaultdict(list)
-        self._attempts: defaultdict[int, list[LaunchAttempt]] = defaultdict(list)
+        self._attempts: defaultdict[int, dict[tuple[int, int], LaunchAttempt]] = defaultdict(dict)
         self._events: defaultdict[int, list[RunEvent]] = defaultdict(list)
 
     def settle(self, task: int, commit: int) -> None:
@@ -214,7 +214,7 @@ class CommitGate:
             launch: The command to launch the attempt.
             commit: The number of a commit that is not written yet.
         """
-        self._attempts[commit].append(launch)
+        self._attempts[commit][launch.task, launch.attempt] = launch
 
     def withdraw(self, task: int, attempt: int) -> LaunchAttempt | None:
         """Remove a held attempt.
@@ -226,12 +226,8 @@ class CommitGate:
         Returns:
             The command to launch the attempt; None if it is not held.
         """
-        for held in self._attempts.values():
-            for launch in held:
-                if (launch.task, launch.attempt) == (task, attempt):
-                    held.remove(launch)
-                    return launch
-        return None
+        held = (each.pop((task, attempt), None) for each in self._attempts.values())
+        return next(filter(None, held), None)
 
     def hold_event(self, event: RunEvent, commit: int) -> None:
         """Hold an event until this commit is written.
@@ -251,4 +247,4 @@ class CommitGate:
         for task in self._settled_in.pop(commit, ()):
             if self._uncommitted.get(task) == commit:
                 del self._uncommitted[task]
-        return self._events.pop(commit, ()), self._attempts.pop(commit, ())
+        return self._events.pop(commit, ()), [*self._attempts.pop(commit, {}).values()]

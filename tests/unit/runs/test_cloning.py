@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aflow.runs.cache.reuse import ReusableResult
-from aflow.runs.resume import AT_ONCE, CloneOnly
+from aflow.runs.resume import AT_ONCE, CLAIMS, CloneOnly, _claimed
 from aflow.scheduler.machine import RunMachine
 from aflow.scheduler.messages import (
     AttemptEnded,
@@ -19,7 +21,10 @@ from aflow.scheduler.messages import (
     Transition,
 )
 from aflow.scheduler.states import AttemptState, RunState
+from aflow.storage.blobs import BlobStore
+from aflow.storage.memory import MemoryStore
 from tests.machine.graphs import WIDE
+from tests.support.waiting import PATIENCE
 
 REASON = "That was all."
 WIDTH = 6
@@ -109,3 +114,22 @@ def test_where_nothing_is_known_the_run_ends_at_once() -> None:
 
     assert FinishRun(RunState.CANCELLED, REASON) == machine.handle(event, 0.0)[-1]
     assert machine.journaled(event)
+
+
+class Meeting(MemoryStore):
+    """A datastore in which each touch waits until others are going on."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self._barrier = threading.Barrier(count)
+
+    def touch(self, name: str) -> bool:
+        self._barrier.wait(PATIENCE)
+        return super().touch(name)
+
+
+def test_blobs_of_the_origin_are_claimed_at_the_same_time() -> None:
+    blobs = BlobStore(Meeting(CLAIMS))
+    stored = {str(blobs.put(bytes([number]) * 100)) for number in range(CLAIMS - 1)}
+
+    assert stored == _claimed(blobs, {*stored, "ab" * 32})

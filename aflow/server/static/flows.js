@@ -69,14 +69,14 @@ const median = (/** @type {number[]} */ values) => (values.length ? [...values].
 function Slower({ data, steps }) {
   const done = data.grid.filter((/** @type {any} */ r) => r.state === "succeeded");
   const times = (/** @type {any[]} */ runs, /** @type {string} */ step) => median(runs.filter((r) => r.steps[step]).map((r) => r.steps[step].seconds));
-  return html`<div class="scroll"><table><thead><tr><th>Step</th><th class="right">Last 5</th><th class="right">Before</th><th class="right">Change</th></tr></thead><tbody>${steps.map(
+  return html`<table><thead><tr><th>Step</th><th class="right">Last 5</th><th class="right">Before</th><th class="right">Change</th></tr></thead><tbody>${steps.map(
     (step) => {
       const now = times(done.slice(0, 5), step),
         before = times(done.slice(5), step);
       const change = now !== null && before ? now / before - 1 : null;
-      return html`<tr><td>${step}</td><td class="right num">${span(now)}</td><td class="right num">${span(before)}</td><td class=${`right num ${change !== null && change > 0.25 ? "bad" : ""}`}>${change === null ? "–" : `${change > 0 ? "+" : ""}${Math.round(change * 100)} %`}</td></tr>`;
+      return html`<tr><td class="name">${step}</td><td class="right num">${span(now)}</td><td class="right num">${span(before)}</td><td class=${`right num ${change !== null && change > 0.25 ? "bad" : ""}`}>${change === null ? "–" : `${change > 0 ? "+" : ""}${Math.round(change * 100)} %`}</td></tr>`;
     },
-  )}</tbody></table></div>`;
+  )}</tbody></table>`;
 }
 
 function RunForm({ data, close }) {

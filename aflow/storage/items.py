@@ -31,7 +31,7 @@ from aflow.storage import codecs
 from aflow.storage.artifacts import ArtifactReader, ArtifactWriter, Entry, digest
 from aflow.storage.base import Buffer
 from aflow.storage.blobs import BlobStore, digest_of
-from aflow.storage.identity import has_sets
+from aflow.storage.identity import varies
 from aflow.storage.names import Names
 from aflow.storage.previews import short_text
 
@@ -346,9 +346,9 @@ def _record(item: Any, index: int, blobs: BlobStore) -> bytes:
     text = short_text(item).encode()  # at most 120 bytes
     pickled = codecs.dump(f"Item {index} of the foreach", "item", item, LARGE_ITEM)
     is_small = not pickled.buffers and pickled.size <= LARGE_ITEM
-    if is_small and not has_sets(pickled.parts):
+    if is_small and not varies(pickled.parts):
         return b"".join((bytes((len(text),)), text, *pickled.parts))
-    # The pickle of a set differs from process to process: its entry has a digest of the content.
+    # The entry of a pickle that varies has a digest of the content.
     limit = LARGE_ITEM if is_small else 0
     entry = ArtifactWriter(blobs, limit, limit).save(f"item {index}", item)
     return b"".join((bytes((len(text) | _IS_ENTRY,)), text, msgpack.packb(entry)))

@@ -55,11 +55,10 @@ def preview(value: object) -> tuple[str, dict[str, Any]]:
     kind = type(value)
     if kind is int or kind in _SIMPLE or kind is str:
         return kind.__name__, {"repr": short_repr(value)}
-    if kind.__module__ == "builtins":
-        return kind.__qualname__, _of_builtin(value)
-    name = f"{kind.__module__}.{kind.__qualname__}"
+    is_builtin = kind.__module__ == "builtins"
+    name = kind.__qualname__ if is_builtin else f"{kind.__module__}.{kind.__qualname__}"
     try:
-        return name, _of_library(value)
+        return name, _of_builtin(value) if is_builtin else _of_library(value)
     except Exception:  # noqa: BLE001 -- for example a half-initialized value: the type must do
         return name, {}
 

@@ -458,6 +458,19 @@ def test_a_value_that_was_only_read_is_unchanged_and_one_that_was_written_to_is_
     assert not unchanged(value, entry, blobs)
 
 
+def test_a_model_of_torch_that_was_only_read_is_unchanged(blobs: BlobStore) -> None:
+    torch = pytest.importorskip("torch")
+    entry = ArtifactWriter(blobs).save("x", [torch.nn.Linear(3, 2), torch.tensor([True])])
+    value = ArtifactReader(blobs).load("x", entry)
+
+    assert unchanged(value, entry, blobs)
+    assert digest(entry) == digest(ArtifactWriter(blobs).save("x", value))
+    with torch.no_grad():
+        value[0].weight[0, 0] += 1
+    assert not unchanged(value, entry, blobs)
+    assert digest(entry) != digest(ArtifactWriter(blobs).save("x", value))
+
+
 def test_a_set_with_another_order_inside_is_unchanged(blobs: BlobStore) -> None:
     original = {f"name {number}" for number in range(1000)}
     for number in range(10, 1000):

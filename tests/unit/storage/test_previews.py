@@ -49,6 +49,7 @@ class HostileList(list[int]):
         ({"a": 1}, ("dict", {"len": 1, "json": '{\n "a": 1\n}'})),
         ({"a": 1j}, ("dict", {"len": 1})),
         (range(10), ("range", {"len": 10})),
+        pytest.param(range(10**30), ("range", {}), id="a range too long for len"),
         (np.array(["a"]), ("numpy.ndarray", {"shape": [1], "dtype": "<U1"})),
         (np.float64(2.5), ("numpy.float64", {"repr": "2.5", "dtype": "float64"})),
     ],

@@ -11,6 +11,7 @@ image's own packages come after those of aflow.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from aflow.environments.boot import BootError, pieces
 
+LOCK = "in-use.lock"
 KEPT = 7 * 86400.0  # seconds for which an unused installation is kept
 AT_ONCE = 8
 # PYTHONPATH may contain another package named `aflow`, so the environment is moved before it.
@@ -76,6 +78,10 @@ def install(manifest: Any, store: str, program: list[str]) -> None:
         finally:
             shutil.rmtree(made, ignore_errors=True)
     os.utime(folder)
+    # Not removed while this lock is held: by this process, also after execv, and by its forks.
+    lock = os.open(os.path.join(folder, LOCK), os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    fcntl.fcntl(lock, fcntl.F_DUPFD, 200)
     sys.stdout.flush()
     sys.stderr.flush()
     python = os.path.join(folder, "bin", "python")
@@ -125,12 +131,14 @@ def libc_here() -> Any:
 
 def cache_folder() -> str:
     """Return the folder for installations: in the user's cache, else in the temporary folder."""
-    home = os.path.expanduser("~")
     cache = os.environ.get("AFLOW_CLIENT_CACHE_PATH")
     if not cache:
-        cache = os.path.join(os.environ.get("XDG_CACHE_HOME") or home + "/.cache", "aflow")
+        cache = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "aflow")
     mine = os.path.join(tempfile.gettempdir(), "aflow-%d" % os.geteuid())
-    for each in (os.path.join(cache, "runtimes"), os.path.join(mine, "runtimes")):
+    for place in (os.path.expanduser(cache), mine):
+        each = os.path.join(place, "runtimes")
+        if place.startswith("~"):  # there is no home
+            continue
         try:
             # makedirs applies the mode only to the last folder, and the parent must be private too.
             os.makedirs(os.path.dirname(each), mode=0o700, exist_ok=True)
@@ -157,8 +165,14 @@ def sweep(below: str) -> None:
             age = time.time() - each.stat().st_mtime
         except OSError:  # a concurrent job has removed it
             continue
-        if age > (86400.0 if each.name.startswith(".new-") else KEPT):
-            shutil.rmtree(each.path, ignore_errors=True)
+        if age <= (86400.0 if each.name.startswith(".new-") else KEPT):
+            continue
+        try:
+            with open(os.path.join(each.path, LOCK), "a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(each.path, ignore_errors=True)
+        except OSError:  # a job runs in it
+            continue
 
 
 def make(folder: str, runtime: Any, store: str, base: str, folders: Any) -> None:

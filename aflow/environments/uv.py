@@ -38,9 +38,9 @@ _SOLVING_VARIABLES = (
 )  # fmt: skip
 _AWAY = re.compile(
     r"error sending request|dns error|failed to (?:lookup|fetch|connect)|"
-    r"connection (?:refused|reset)|timed out|timeout|network connectivity is disabled|"
+    r"connection (?:refused|reset)|timed out|network connectivity is disabled|"
     r"network is unreachable|could not resolve|couldn't connect|"
-    r"client error \(connect\)|http status server error|50[234]",
+    r"client error \(connect\)|http status server error|returned error: 50[234]",
     re.IGNORECASE,
 )
 _GIT = re.compile(r"git operation failed.*stderr\s*(?:fatal:\s*)?(.+)", re.IGNORECASE)

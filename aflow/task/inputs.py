@@ -248,19 +248,15 @@ class InputTask:
 class JoinInputs:
     """The `inputs` of a join: indexed by position, an attribute for each step, or iterated.
 
-    Each iteration reads the manifests again; only one page of them is held in memory.
+    Each iteration reads the manifests again; only one page of them is held in memory. Of several
+    inputs from one step, the attribute is the last.
     """
 
-    def __init__(
-        self,
-        count: int,
-        page: Callable[[int], list[InputTask]],
-        by_step: Callable[[], dict[str, InputTask]],
-    ) -> None:
+    def __init__(self, count: int, page: Callable[[int], list[InputTask]]) -> None:
         self._count = count
         self._page = page
-        self._by_step = by_step
         self._held: tuple[int, list[InputTask]] | None = None
+        self._by_step: dict[str, InputTask] | None = None
 
     def __len__(self) -> int:
         return self._count
@@ -286,13 +282,14 @@ class JoinInputs:
     def __getattr__(self, step: str) -> InputTask:
         if step.startswith("_"):
             raise AttributeError(step)
-        try:
-            return self._by_step()[step]
-        except KeyError:
+        if self._by_step is None:
+            self._by_step = {each._aflow_step: each for each in self}
+        if step not in self._by_step:
             raise ArtifactNotFound(
                 f"The join has no input from a step {step!r}; its inputs come from: "
-                f"{', '.join(self._by_step()) or 'nowhere (the foreach had no items)'}."
-            ) from None
+                f"{', '.join(self._by_step) or 'nowhere (the foreach had no items)'}."
+            )
+        return self._by_step[step]
 
     def __reduce__(self) -> Any:
         raise TypeError("inputs cannot be stored; store the values that you need of them")

@@ -178,29 +178,20 @@ class StepContext:
         """Return the `inputs` argument of a join."""
         inputs = self._inputs
         if isinstance(inputs, FromForeach):
-            foreach = inputs  # for the closures: mypy forgets the narrowed type
-            return JoinInputs(
-                foreach.count,
-                lambda start: self._page(foreach, start),
-                lambda: {each._aflow_step: each for each in self._page(foreach, 0)},
-            )
+            foreach = inputs  # for the closure: mypy forgets the narrowed type
+            return JoinInputs(foreach.count, lambda start: self._page(foreach, start))
         tasks = inputs.tasks if isinstance(inputs, FromBranches) else ()
-        branches = {}
-        for task in tasks:
-            manifest = self._manifests.of(task)
-            artifacts = TaskArtifacts(task, manifest, self._manifests, self._reader)
-            branches[manifest.step] = InputTask(manifest.step, artifacts, self._loaded_item)
-        return JoinInputs(len(branches), lambda start: [*branches.values()], lambda: branches)
+        manifests = [(task, self._manifests.of(task)) for task in tasks]
+        branches = [self._input(task, manifest.step, manifest) for task, manifest in manifests]
+        return JoinInputs(len(branches), lambda start: branches)
 
     def _page(self, inputs: FromForeach, start: int) -> list[InputTask]:
-        return [
-            InputTask(
-                step,
-                TaskArtifacts(task, manifest, self._manifests, self._reader),
-                self._loaded_item,
-            )
-            for _, task, step, manifest in self._manifests.page(inputs, start)
-        ]
+        page = self._manifests.page(inputs, start)
+        return [self._input(task, step, manifest) for _, task, step, manifest in page]
+
+    def _input(self, task: int, step: str, manifest: Manifest) -> InputTask:
+        artifacts = TaskArtifacts(task, manifest, self._manifests, self._reader)
+        return InputTask(step, artifacts, self._item)
 
     def merge(
         self,

@@ -23,6 +23,7 @@ from packaging.requirements import Requirement
 
 from aflow._core.version import DISTRIBUTION, __version__
 from aflow.environments import transport, wheels
+from aflow.environments.install import LOCK, sweep
 from aflow.environments.lock import Lock
 from aflow.environments.shipping import KEPT, Shipment, command, packed_runtime, runtime_shipment
 from aflow.environments.solve import Solver, Target, platform_named, this_platform
@@ -198,7 +199,26 @@ def test_a_bare_python_installs_what_was_shipped_once_and_asks_no_index(
         assert (202, "") == (each.returncode, each.stdout)
         assert each.stderr.startswith(BEGUN)
     (installed,) = (tmp_path / "home" / ".cache" / "aflow" / "runtimes").iterdir()
-    assert {"bin", "lib", "pyvenv.cfg"} == {each.name for each in installed.iterdir()}
+    assert {"bin", "lib", "pyvenv.cfg", LOCK} == {each.name for each in installed.iterdir()}
+
+
+def test_an_installation_is_not_removed_while_a_job_runs_in_it(
+    store: ObjectStore, shipment: Shipment, tmp_path: Path
+) -> None:
+    (tmp_path / "job.py").write_text(
+        "import os, sys\nfrom aflow.environments.install import sweep\n"
+        "os.utime(sys.prefix, (0, 0)); sweep(os.path.dirname(sys.prefix)); print(sys.prefix)\n"
+    )
+    ran = subprocess.run(
+        command(BARE, ["job"]),
+        env={"HOME": str(tmp_path), "PYTHONPATH": str(tmp_path), **shipment.variables(store.url)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    installed = Path(ran.stdout.strip())
+
+    assert (installed / "bin" / "python").exists(), ran.stderr
+    sweep(str(installed.parent))
+    assert not installed.exists()
 
 
 def test_an_aflow_of_the_same_version_in_the_image_is_used_as_it_is(tmp_path: Path) -> None:

@@ -195,6 +195,8 @@ def test_what_uv_says_becomes_one_line_without_credentials() -> None:
     no_branch = UvFailed(explanation([failed], 1), failed)
     assert "couldn't find remote ref" == no_branch.of_git
     assert not no_branch.is_network, "the repository has answered"
+    unsolved = "error: No solution found: Because there is no version of async-timeout==1.502, ..."
+    assert not UvFailed(explanation([unsolved], 1), unsolved).is_network, "so has the index"
     assert "https://host/x" == without_credentials("https://token@host/x")
     assert "https://host/x" == without_credentials("https://ada:s@cr@t@host/x")
     assert "https://host/?e=a@b" == without_credentials("https://host/?e=a@b")

@@ -9,7 +9,7 @@ import pytest
 from aflow import FlowSpec, catch, step
 from aflow._core.clock import SystemClock
 from aflow._core.records import replace
-from aflow.errors import StorageError
+from aflow.errors import ArtifactNotFound, StorageError
 from aflow.flow.spec import define
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.scheduler.messages import FromForeach, FromTask, NoInputs, encode_inputs
@@ -18,7 +18,7 @@ from aflow.storage.blobs import BlobStore
 from aflow.storage.items import ItemReader
 from aflow.storage.memory import MemoryStore
 from aflow.task.config_binding import configured
-from aflow.task.inputs import KnownManifests
+from aflow.task.inputs import PAGE, InputTask, JoinInputs, KnownManifests, TaskArtifacts
 from aflow.task.outputs import StepContext
 from aflow.task.remote import Payloads, RemoteRunner, StoredManifests, pack_manifests
 from aflow.task.runner import AttemptRunner
@@ -112,6 +112,24 @@ def test_the_join_of_an_empty_foreach_on_a_worker_has_no_inputs() -> None:
     manifests.expect(spec_of("join", inputs=encode_inputs(inputs)))
 
     assert [] == manifests.page(inputs, 0)
+
+
+def test_an_attribute_of_the_inputs_is_the_last_input_from_that_step_on_any_page() -> None:
+    known, reader = KnownManifests(Manifest()), ArtifactReader(BlobStore(MemoryStore()))
+
+    def page(start: int) -> list[InputTask]:
+        steps = ["rare" if each == PAGE else "work" for each in range(start, start + PAGE)]
+        tasks = (TaskArtifacts(start + each, Manifest(), known, reader) for each in range(PAGE))
+        return [InputTask(*each, lambda frame: None) for each in zip(steps, tasks, strict=True)]
+
+    inputs = JoinInputs(2 * PAGE, page)
+
+    assert (f"<input rare/{PAGE}>", f"<input work/{2 * PAGE - 1}>") == (
+        repr(inputs.rare),
+        repr(inputs.work),
+    )
+    with pytest.raises(ArtifactNotFound, match="no input from a step 'none'"):
+        inputs.none  # noqa: B018
 
 
 def test_an_attempt_with_a_damaged_manifest_fails_and_its_process_goes_on() -> None:

@@ -118,7 +118,7 @@ def _identity(path: str) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def connect(path: Path | None, *, synchronous: str, read_only: bool) -> sqlite3.Connection:
+def connect(path: Path | None, *, synchronous: str, read_only: bool) -> Connection:
     """Open a database, and migrate it to the schema of this aflow version.
 
     Args:
@@ -157,16 +157,17 @@ def connect(path: Path | None, *, synchronous: str, read_only: bool) -> sqlite3.
 
 
 class Connection(sqlite3.Connection):
-    """A connection that supports weak references, which `aflow._core.ending` needs."""
+    """A connection that supports weak references, which `aflow._core.ending` needs. `file`
+    identifies the file that it reads."""
+
+    file: tuple[int, int] | None = None
 
 
 class Snapshot(Connection):
     """A connection that assumes that the file never changes, so it is used for one query only."""
 
 
-def _open(
-    database: str, uri: bool = False, kind: type[Connection] = Connection
-) -> sqlite3.Connection:
+def _open(database: str, uri: bool = False, kind: type[Connection] = Connection) -> Connection:
     return sqlite3.connect(
         database,
         timeout=BUSY_TIMEOUT,
@@ -177,7 +178,7 @@ def _open(
     )
 
 
-def _open_to_read(path: Path) -> sqlite3.Connection:
+def _open_to_read(path: Path) -> Connection:
     try:
         there = path.exists() and path.stat().st_size > 0
     except OSError as error:
@@ -203,7 +204,7 @@ def _open_to_read(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _copied(path: Path, log: Path) -> sqlite3.Connection:
+def _copied(path: Path, log: Path) -> Connection:
     """Return a copy in memory of a database and its write-ahead log, which cannot be applied in
     place because the folder is not writable."""
     from tempfile import TemporaryDirectory  # imported here as it is rarely needed
@@ -302,7 +303,7 @@ class SqliteMetadata(SqlMetadata):
         self._lock = threading.RLock()
         self._writer: sqlite3.Connection | None = None
         self._files: OpenFiles | None = None
-        self._idle: list[sqlite3.Connection] = []  # unused connections of readers
+        self._idle: list[Connection] = []  # unused connections of readers
         self._idle_lock = threading.Lock()  # separate: readers never wait for a commit
         super().__init__()
         self._leases = LeaseClock(SystemClock() if clock is None else clock)
@@ -403,10 +404,7 @@ class SqliteMetadata(SqlMetadata):
                 yield self._writer
             return
         idle = self._idle
-        try:
-            reader = idle.pop()
-        except IndexError:
-            reader = self._connect(self._read_only)
+        reader = self._reader(idle)
         try:
             self._leases.read(reader)
             yield reader
@@ -417,7 +415,24 @@ class SqliteMetadata(SqlMetadata):
                 else:  # a snapshot, or the store was closed in the meantime
                     reader.close()
 
-    def _connect(self, read_only: bool) -> sqlite3.Connection:
+    def _reader(self, idle: list[Connection]) -> Connection:
+        """Return an unused connection, or a new one. A store that only reads, such as that of a
+        client in a notebook, goes over to the new file if its file was replaced."""
+        file = _identity(str(self._path)) if self._read_only else None
+        while True:
+            try:
+                reader = idle.pop()
+            except IndexError:
+                break
+            if reader.file == file:
+                return reader
+            reader.close()
+            self._leases.forget()
+        reader = self._connect(self._read_only)
+        reader.file = file
+        return reader
+
+    def _connect(self, read_only: bool) -> Connection:
         db = connect(self._path, synchronous=self._synchronous, read_only=read_only)
         db.create_function("lease_now", 0, self._leases.now)
         return db

@@ -252,6 +252,20 @@ def test_a_database_that_is_replaced_under_a_writer_is_missed(path: Path, tmp_pa
 # ------------------------------------------------------------------ locks, disks, permissions
 
 
+def test_who_only_reads_goes_over_to_the_file_that_replaces_another(path: Path) -> None:
+    reader = SqliteMetadata(path, read_only=True)
+    for number in "12":
+        store = SqliteMetadata(path)
+        store.create_run(RUN._replace(run=number), b"")
+        store.close()
+        assert [number] == [each.run for each in reader.runs(None)]
+        for file in path.parent.iterdir():
+            file.unlink()
+        with pytest.raises(MetadataUnavailable, match="Nothing has run here yet"):
+            reader.runs(None)
+    reader.close()
+
+
 def test_a_database_that_stays_locked_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 0.05)
     run = filled(path)

@@ -23,10 +23,11 @@ from aflow.queue.factory import open_queue
 from aflow.scheduler.states import RunState
 from tests.contracts.metadata_files import RUN, a_batch, every_answer
 from tests.support.postgres import new_schema
-from tests.support.servers import Server, free_port, postgres_for_one
+from tests.support.servers import Server, free_port, new_database, postgres_for_one
 from tests.support.waiting import select_nothing
 
 psycopg = pytest.importorskip("psycopg")
+from aflow.metadata.metaflow.tables import TablesSource  # noqa: E402 -- needs psycopg
 from aflow.metadata.postgres import (  # noqa: E402 -- needs psycopg
     LATEST,
     PATIENCE,
@@ -251,6 +252,20 @@ def test_connections_that_the_server_has_cut_are_replaced(
     other.close()
 
     assert [b"0", b"1", b"2"] == list(store.journal(run.key))
+
+
+def test_the_tables_of_a_service_of_metaflow_s_are_read_after_a_cut_as_well(
+    postgres_server: Server,
+) -> None:
+    with new_database(postgres_server) as url, psycopg.connect(url, autocommit=True) as db:
+        db.execute("CREATE TABLE flows_v3 (flow_id TEXT, tags TEXT, ts_epoch BIGINT)")
+        tables = TablesSource(url)
+        db.execute("INSERT INTO flows_v3 VALUES ('Flow', '[\"a\"]', 5)")
+        for _ in range(2):
+            pid = tables._connection.info.backend_pid
+            db.execute("SELECT pg_terminate_backend(%s, 10000)", [pid])
+            assert [{"flow_id": "Flow", "tags": ["a"], "ts_epoch": 5}] == tables.flows()
+        tables.close()
 
 
 @pytest.fixture

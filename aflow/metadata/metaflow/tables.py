@@ -41,10 +41,21 @@ class TablesSource:
 
     def _rows(self, query: str, values: Sequence[Any]) -> list[Row]:
         try:
-            with self._lock, self._connection.cursor(row_factory=dict_row) as cursor:
-                return [_decoded(row) for row in cursor.execute(query.encode(), values)]
+            with self._lock:
+                try:
+                    return self._read(query, values)
+                except psycopg.OperationalError:
+                    if not self._connection.closed:
+                        raise
+                # The server was restarted, or has closed a connection that was idle for long.
+                self._connection = self._place.connect(read_only=True)
+                return self._read(query, values)
         except psycopg.Error as error:
             raise self._place.named(error) from error
+
+    def _read(self, query: str, values: Sequence[Any]) -> list[Row]:
+        with self._connection.cursor(row_factory=dict_row) as cursor:
+            return [_decoded(row) for row in cursor.execute(query.encode(), values)]
 
     def _table(self, name: str) -> str:
         return f'"{self._schema}".{name}'

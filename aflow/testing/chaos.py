@@ -285,8 +285,7 @@ class Fleet:
         Returns:
             The process.
         """
-        run = self.record()
-        assert run is not None, "there is a run"
+        run = self._run()
         arguments = ("-m", "aflow", "recover", f"{run.flow}/{run.run}")
         # Not in the record of the run, because the URL may have a password.
         own = {"AFLOW_QUEUE": self.queue, **env}
@@ -352,12 +351,9 @@ class Fleet:
         """Kill all remaining processes and close all stores, even after a failed test."""
         for process in self._processes:
             if process.poll() is None:
-                process.kill()
-                process.wait()
-        for folder in (self.home, self.away):
-            for pid in processes_in(folder):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+                _end(process)
+        for pid in self.orphans():
+            _killed(pid)
         for each in self._opened:
             each.close()
 
@@ -383,11 +379,14 @@ class Fleet:
             return None
         return self.metadata.run(FLOW, found[-1].run) if found else None
 
-    def store(self) -> ObjectStore:
-        """Return the run's datastore, as seen from a machine without a cache."""
+    def _run(self) -> RunRecord:
         run = self.record()
         assert run is not None, "there is a run"
-        url = run.settings["storage"]
+        return run
+
+    def store(self) -> ObjectStore:
+        """Return the run's datastore, as seen from a machine without a cache."""
+        url = self._run().settings["storage"]
         if not url.startswith("s3:"):
             return open_store(url)
         from aflow.storage.s3 import S3Store  # needs the extra aws
@@ -413,8 +412,7 @@ class Fleet:
     def let_lease_pass(self) -> None:
         """Expire the lease of the run, as if its time had passed."""
         writer = open_metadata(self.metadata_url)
-        run = self.record()
-        assert run is not None, "there is a run"
+        assert self.record() is not None, "there is a run"
         if self.metadata_url.startswith("sqlite"):
             with sqlite3.connect(file_of(self.metadata_url)) as database:
                 database.execute("UPDATE leases SET until = until - 3600")
@@ -745,8 +743,8 @@ class Machines:
         return self.fleet.start_worker("--slots", "2", "--lease", "3", **self.clocks["theirs"].env)
 
     def _begin(self) -> subprocess.Popen[bytes]:
-        arguments, env = ("--isolation", self._isolation), self.clocks["ours"].env
-        return self.fleet.begin(*arguments, output=None, **env)
+        env = self.clocks["ours"].env
+        return self.fleet.begin("--isolation", self._isolation, output=None, **env)
 
     def is_over(self) -> bool:
         """Return whether the run has ended. If a coordinator has exited because a service that it
@@ -829,8 +827,7 @@ class Machines:
             return False
         self._committed = committed
         number = self.rng.randrange(len(self._workers))
-        self._workers[number].kill()
-        self._workers[number].wait()
+        _end(self._workers[number])
         self._workers[number] = self._worker()
         return True
 
@@ -863,8 +860,7 @@ class Machines:
                 return False
             self.fleet.let_lease_pass()
         else:
-            self._coordinator.kill()
-            self._coordinator.wait()
+            _end(self._coordinator)
             if self.fleet.record() is None:
                 self._coordinator = self._begin()
             elif self.fleet.is_over():  # the run ended before the coordinator was killed
@@ -885,8 +881,7 @@ class Machines:
         """
         if self._server is None:
             return False
-        self._server.kill()
-        self._server.wait()
+        _end(self._server)
         self._server = self.fleet.serve(self._port)
         return True
 
@@ -1028,6 +1023,11 @@ class _Clock:
         file = os.open(self._file, os.O_WRONLY | os.O_CREAT, 0o644)
         os.pwrite(file, struct.pack("d", offset), 0)
         os.close(file)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
 
 
 def _killed(pid: int) -> bool:

@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from aflow.flow.decorators.timeout import timeout
@@ -184,6 +186,17 @@ def leave_a_child_and_wait() -> None:
     wait()
 
 
+def leave_memory_and_die() -> None:
+    """Leave shared memory behind, of which the tracker of multiprocessing knows."""
+    from multiprocessing import resource_tracker, shared_memory  # the other actions need less
+
+    print(shared_memory.SharedMemory(create=True, size=1).name)
+    tracker = Path(f"/proc/{resource_tracker._resource_tracker._pid}/cmdline")  # type: ignore[attr-defined]
+    while b"resource_tracker" not in tracker.read_bytes():
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def spoil(what: str) -> None:
     """Change state of the process that must not affect the next task."""
     SPOILS[what]()
@@ -246,6 +259,7 @@ ACTIONS: dict[str, Callable[..., Any]] = {
     for each in (
         speak, fail, leave, leave_politely, kill_yourself, wait, ignore_the_polite, be_deaf,
         wait_async, ignore_the_polite_async, write, write_lines, fork, sing_in_chorus,
-        leave_a_daemon, leave_a_child, leave_a_child_and_wait, spoil, spoil_and_fail, look,
+        leave_a_daemon, leave_a_child, leave_a_child_and_wait, leave_memory_and_die, spoil,
+        spoil_and_fail, look,
     )
 }  # fmt: skip

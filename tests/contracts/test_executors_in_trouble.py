@@ -18,6 +18,7 @@ import pytest
 
 from tests.contracts.executing import KINDS, ends, executing
 from tests.contracts.flow_of_actions import SPOILS
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -76,6 +77,17 @@ async def test_what_a_step_leaves_running_ends_with_its_worker(kind: str, tmp_pa
 
 
 # ------------------------------------------------------------------ steps that spoil their process
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_shared_memory_of_a_process_that_is_killed_is_removed(
+    kind: str, tmp_path: Path
+) -> None:
+    async with executing(tmp_path, kind) as bench:
+        task = bench.launch("leave_memory_and_die")
+        assert ["failed"] == await bench.ended(task)
+        left = Path("/dev/shm", bench.recorder.out(task).decode().strip())
+    wait_until(lambda: not left.exists())
 
 
 @pytest.mark.parametrize("what", SPOILS)

@@ -206,8 +206,8 @@ class Demands:
         Raises:
             InvalidInput: If a step does; the error names it.
         """
-        for name, found in self._resources.items():
-            lacking = slots.lacking(demand_of(bounded(found.amounts(0), self._machine)))
+        for name in self._resources:
+            lacking = slots.lacking(demand_of(self.amounts(name, 0)))
             if lacking:
                 raise InvalidInput(f"Step {name} {too_much(lacking, slots)}")
 
@@ -215,12 +215,8 @@ class Demands:
         """Return a sentence for each step that gets less here than it requests."""
         notes = []
         for name, found in self._resources.items():
-            asked = found.amounts(0)
-            less = {
-                key: amount
-                for key, amount in bounded(asked, self._machine).items()
-                if amount < asked[key]
-            }
+            asked, given = found.amounts(0), self.amounts(name, 0)
+            less = {key: amount for key, amount in given.items() if amount < asked[key]}
             if less:
                 asks = ", ".join(f"{key}={asked[key]:g}" for key in less)
                 there = ", ".join(f"{key}={amount:.0f}" for key, amount in less.items())
@@ -237,8 +233,8 @@ class Demands:
             most: How many attempts run at once regardless of resources.
         """
         bounds: dict[str, int] = {}
-        for name, found in self._resources.items():
-            at_once = slots.at_once(demand_of(bounded(found.amounts(0), self._machine)))
+        for name in self._resources:
+            at_once = slots.at_once(demand_of(self.amounts(name, 0)))
             if at_once is not None and at_once < most:
                 bounds[name] = max(1, at_once)
         return bounds

@@ -72,6 +72,17 @@ def children() -> list[int]:
     return [*map(int, (read_proc("thread-self/children") or b"").split())]
 
 
+def is_tracker(pid: int) -> bool:
+    """Return whether a process is a resource tracker of multiprocessing (or of loky).
+
+    It ends once its process has ended, and removes shared memory and folders that it has left.
+
+    Args:
+        pid: The id of the process.
+    """
+    return b".resource_tracker import main" in (read_proc(f"{pid}/cmdline") or b"")
+
+
 def kill(pid: int) -> bool:
     """Kill a process with SIGKILL.
 
@@ -91,10 +102,14 @@ def kill(pid: int) -> bool:
 
 
 def end_all_children() -> None:
-    """Kill all children of this process and their orphans, and wait until they have exited."""
+    """Kill all children of this process and their orphans, and wait until they have exited.
+
+    Resource trackers get some time to end by themselves.
+    """
     pause = select.poll()
     for number in range(_ROUNDS):
-        mine = [pid for pid in children() if kill(pid)]
+        is_early = number < _ROUNDS // 2
+        mine = [pid for pid in children() if (is_early and is_tracker(pid)) or kill(pid)]
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass

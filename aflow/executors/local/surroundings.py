@@ -37,6 +37,7 @@ _OF_TIMERS = (signal.SIGVTALRM, signal.SIGPROF)
 _LIMITS = ("RLIMIT_AS", "RLIMIT_NOFILE")
 
 _NONE = SimpleNamespace()
+_locale = partial(locale.setlocale, locale.LC_ALL)  # reads it without an argument, or sets it
 # From Python 3.14 on, the public function warns that it is deprecated.
 _event_loop_policy: Callable[[], Any] = (
     getattr(asyncio.events, "_get_event_loop_policy", None) or asyncio.get_event_loop_policy
@@ -238,7 +239,7 @@ def _settings() -> Iterator[tuple[Callable[[], Any], Callable[[Any], Any]]]:
     yield gc.get_threshold, lambda each: gc.set_threshold(*each)
     yield gc.get_debug, gc.set_debug
     yield socket.getdefaulttimeout, socket.setdefaulttimeout
-    yield _get_locale, _set_locale
+    yield _locale, _locale
     yield _get_root_logger, _set_root_logger
     yield _get_start_method, _set_start_method
     yield _get_event_loop, _set_event_loop
@@ -258,14 +259,6 @@ def _get_encoding(stream: io.TextIOWrapper) -> tuple[str, str | None]:
 def _set_encoding(stream: io.TextIOWrapper, value: tuple[str, str | None]) -> None:
     encoding, errors = value
     stream.reconfigure(encoding=encoding, errors=errors)
-
-
-def _get_locale() -> str:
-    return locale.setlocale(locale.LC_ALL)
-
-
-def _set_locale(value: str) -> None:
-    locale.setlocale(locale.LC_ALL, value)
 
 
 def _get_root_logger() -> tuple[Any, ...]:

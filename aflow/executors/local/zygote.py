@@ -939,24 +939,29 @@ class Zygote:
             self._send_message(messages.EXITED, *each)
 
     def _end_group_of(self, pid: int) -> None:
-        if pid in self._children or pid in self._zygotes:
+        if pid not in self._children and pid not in self._zygotes:
+            return
+        if not any(map(descendants.is_tracker, self._adopted())):  # else see `_end_orphans`
             system.end_group(pid)
+
+    def _adopted(self) -> list[int]:
+        """Return the children that this process has not forked itself."""
+        mine = self._children.keys() | self._zygotes
+        return [pid for pid in descendants.children() if pid not in mine]
 
     def _end_orphans(self) -> None:
         """Kill adopted orphans whose task has ended.
 
         Their children are adopted in turn, and the SIGCHLD of each orphan calls this function
-        again.
+        again. Resource trackers, which a task that was killed leaves, end by themselves.
         """
-        for pid in descendants.children():
-            if pid in self._children or pid in self._zygotes:
-                continue
+        for pid in self._adopted():
             owner = descendants.owner_of(pid)
             if owner is not None and owner[0] == self._token:
                 is_left = owner[1] not in self._pids
             else:  # no owner known: killed once no task is left
                 is_left = not self._children
-            if is_left:
+            if is_left and not descendants.is_tracker(pid):
                 descendants.kill(pid)
 
     def _send_message(self, *message: Any) -> None:

@@ -27,6 +27,21 @@ def url_of(path: Path) -> str:
     return "sqlite:///" + path.as_uri().removeprefix("file://")
 
 
+def identity_of(path: Path | str) -> tuple[int, int] | None:
+    """Return device and inode of a file; None if there is none, or it cannot be reached.
+
+    SQLite does not notice if its open file is deleted or replaced: it goes on with the old one.
+
+    Args:
+        path: The path of the file.
+    """
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 @contextmanager
 def one_process_at_a_time(path: Path) -> Iterator[None]:
     """Lock the folder of a file, to switch a new file to write-ahead logging.

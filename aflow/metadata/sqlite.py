@@ -23,6 +23,7 @@ from aflow._core.private_folders import make_private
 from aflow._core.sqlite import (
     BUSY_TIMEOUT,
     LeaseClock,
+    identity_of,
     one_process_at_a_time,
     transaction,
     url_of,
@@ -82,15 +83,12 @@ def errors_named(where: str) -> Iterator[None]:
 
 
 class OpenFiles:
-    """The files of a database that is open for writing.
-
-    SQLite does not notice if they are deleted or replaced: it silently continues to write to the
-    unlinked files.
-    """
+    """The files of a database that is open for writing: a writer would not notice if they are
+    deleted or replaced."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self._path = str(path)
-        self._identity = _identity(self._path)
+        self._identity = identity_of(self._path)
         # On some network drives SQLite cannot use a write-ahead log, and does without one.
         mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
         self._beside = [f"{path}-wal", f"{path}-shm"] if mode == "wal" else []
@@ -102,20 +100,11 @@ class OpenFiles:
         Raises:
             MetadataUnavailable: If a file was deleted or replaced.
         """
-        if _identity(self._path) != self._identity or not all(map(os.path.exists, self._beside)):
+        if identity_of(self._path) != self._identity or not all(map(os.path.exists, self._beside)):
             raise MetadataUnavailable(
                 f"The metadata in {self._path} cannot be used: its files were deleted or replaced "
                 "while they were in use. Put them back if you can, and start again."
             )
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    """Return device and inode of the file at the path; None if there is none."""
-    try:
-        found = os.stat(path)
-    except OSError:  # deleted or unreachable, which is the same for a writer
-        return None
-    return found.st_dev, found.st_ino
 
 
 def connect(path: Path | None, *, synchronous: str, read_only: bool) -> Connection:
@@ -418,7 +407,7 @@ class SqliteMetadata(SqlMetadata):
     def _reader(self, idle: list[Connection]) -> Connection:
         """Return an unused connection, or a new one. A store that only reads, such as that of a
         client in a notebook, goes over to the new file if its file was replaced."""
-        file = _identity(str(self._path)) if self._read_only else None
+        file = identity_of(str(self._path)) if self._read_only else None
         while True:
             try:
                 reader = idle.pop()

@@ -32,7 +32,13 @@ from aflow._core.private_folders import (
     open_folder,
     runtime_folder,
 )
-from aflow._core.sqlite import BUSY_TIMEOUT, LeaseClock, one_process_at_a_time, url_of
+from aflow._core.sqlite import (
+    BUSY_TIMEOUT,
+    LeaseClock,
+    identity_of,
+    one_process_at_a_time,
+    url_of,
+)
 from aflow._core.statements import statements_in
 from aflow._core.system import DESCRIPTORS
 from aflow.errors import QueueUnavailable, UnsafeFolder
@@ -229,6 +235,7 @@ class SqliteQueue(Queue):
         self._leases = LeaseClock(self._clock)
         self._thread: ThreadPoolExecutor | None = None
         self._connection: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None  # which the connection uses
         self._wake_up = WakeUp(self._path or Path(uuid.uuid4().hex))
 
     @property
@@ -497,8 +504,12 @@ class SqliteQueue(Queue):
 
     def _transact(self, what: Callable[[sqlite3.Connection], T]) -> T:
         with self._errors_named():
+            if self._path is not None and identity_of(self._path) != self._file:
+                self._disconnect()  # the file was deleted or replaced: its messages are lost
+                self._leases.forget()
             if self._connection is None:
                 self._connection = self._connect()
+                self._file = None if self._path is None else identity_of(self._path)
             db = self._connection
 
             def shorten() -> None:

@@ -194,6 +194,22 @@ async def test_a_file_that_is_no_queue_is_named(tmp_path: Path) -> None:
     db.close()
 
 
+async def test_clients_of_a_file_that_is_deleted_or_replaced_meet_in_the_new_one(
+    tmp_path: Path,
+) -> None:
+    queue, other = (SqliteQueue(tmp_path / "queue.db") for _ in range(2))
+    for name in "abc":
+        await queue.put("t", [Message(name, b"")])
+        assert {name} == await other.known("t", ["a", "b", "c"])
+        for file in tmp_path.iterdir():
+            file.unlink()
+    waiting = asyncio.create_task(queue.lease(["t"], 1, 60.0, WAIT))
+    await other.put("t", [Message("d", b"")])
+    assert ["d"] == [each.id for each in await waiting]
+    await queue.close()
+    await other.close()
+
+
 async def test_a_lease_that_is_cancelled_while_the_file_is_locked_raises_the_cancellation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

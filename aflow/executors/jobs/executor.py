@@ -145,6 +145,7 @@ class JobExecutor(RemoteExecutor[str]):
         self._suspects: dict[str, bool] = {}
         self._read: set[str] = set()  # names of messages
         self._board = JobBoard(metadata)
+        self._poller: Poller
         self._turn = 0
         self._waiting: Waiting | None = None
         self._trouble: dict[str, Waiting] = {}  # what is unavailable
@@ -173,6 +174,9 @@ class JobExecutor(RemoteExecutor[str]):
         self._news, self._look_now, self._tidy = asyncio.Event(), asyncio.Event(), asyncio.Event()
         await self._patiently(lambda: self._system.scope)  # may block
         self._poller = Poller.of(self._system)
+        if self._poller.system is not self._system:
+            self._system.close()
+            self._system = self._poller.system
         self._news.set()
         self._begin(self._send, self._listen, self._clear, self._watch)
 
@@ -215,7 +219,8 @@ class JobExecutor(RemoteExecutor[str]):
         threads, self._threads = self._threads, None
         if threads is not None:
             await in_thread(threads.shutdown)
-            self._system.close()
+            # Without tasks, the start has failed.
+            (self._poller.leave if self._tasks else self._system.close)()
 
     # ------------------------------------------------------------ to the system
 

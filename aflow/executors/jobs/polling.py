@@ -48,12 +48,17 @@ def next_wait(wait: float, *, changed: bool, refused: bool) -> float:
 
 
 class Poller:
-    """Polls the status of jobs for its watchers. Created by `of`, in a running event loop."""
+    """Polls the status of jobs for its watchers. Created by `of`, in a running event loop.
+
+    Its users call the same `system`, which knows what it was asked for: to end pods that do not
+    exist yet, for example."""
 
     _made: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Poller]] = WeakKeyDictionary()
 
     def __init__(self, system: JobSystem[Any]) -> None:
-        self._system = system
+        self.system = system
+        self._scope = system.scope
+        self._users = 0
         self._watched: dict[str, Publish] = {}
         self._seen: dict[str, Hashable] = {}  # by job: the version of its last status
         self._hurry = asyncio.Event()
@@ -62,7 +67,7 @@ class Poller:
 
     @classmethod
     def of(cls, system: JobSystem[Any]) -> Poller:
-        """Return the poller of this event loop for the scope of the system.
+        """Return the poller of this event loop for the scope of the system; `leave` it at the end.
 
         The scope must have been read before, so that this does not block.
 
@@ -70,7 +75,16 @@ class Poller:
             system: The job system; systems with the same scope share a poller.
         """
         pollers = cls._made.setdefault(asyncio.get_running_loop(), {})
-        return pollers.setdefault(system.scope, cls(system))
+        poller = pollers.setdefault(system.scope, cls(system))
+        poller._users += 1
+        return poller
+
+    def leave(self) -> None:
+        """Close the system if it has no other user."""
+        self._users -= 1
+        if not self._users:
+            del self._made[asyncio.get_running_loop()][self._scope]
+            self.system.close()
 
     def watch(self, job: str, publish: Publish) -> None:
         """Call `publish` with each status of the job until `unwatch`.
@@ -120,9 +134,9 @@ class Poller:
         """Poll all watched jobs; return whether a status has changed, or the system is busy."""
         jobs = iter([*self._watched])
         changed = False
-        while some := [*islice(jobs, self._system.limits.described)]:
+        while some := [*islice(jobs, self.system.limits.described)]:
             try:
-                found = await in_thread(self._system.describe, some)
+                found = await in_thread(self.system.describe, some)
                 for job in some:
                     changed |= self._note(found[job])
             except JobSystemError as error:  # busy, or the credentials have expired
@@ -138,7 +152,7 @@ class Poller:
         return {"changed": changed, "refused": False}
 
     def _refused_by(self, why: str) -> dict[str, bool]:
-        self._refused = self._refused or Waiting(self._system.title)
+        self._refused = self._refused or Waiting(self.system.title)
         self._refused.still(why)
         return {"changed": False, "refused": True}
 

@@ -181,8 +181,8 @@ class SlurmSystem:
 
     @property
     def scope(self) -> str:
-        """The name of the cluster."""
-        return f"slurm/{self._configuration.get('ClusterName', '')}"
+        """The name of the cluster, and the folder for output."""
+        return f"slurm/{self._configuration.get('ClusterName', '')}/{self._folder}"
 
     @property
     def limits(self) -> CallLimits:

@@ -105,7 +105,7 @@ class TwoArrays:
         self.recorder = recorder
         self.arrays: list[str] = []
         self.left: list[int] = []  # the tasks that were not cancelled
-        self.is_looked_at_again = False
+        self.is_looked_at_again = self.is_closed = False
         self.executor: Any = None
         self.loop = asyncio.get_running_loop()
 
@@ -139,7 +139,7 @@ class TwoArrays:
         """Do nothing: the jobs do not respond."""
 
     def close(self) -> None:
-        """Do nothing: there are no connections."""
+        self.is_closed = True
 
 
 def executor_of(system: Any, folder: Path, *, grace: float = 0.0) -> JobExecutor:
@@ -306,3 +306,25 @@ async def test_what_fails_for_one_attempt_ends_no_other_attempt(
         await executor.stop()
     assert "Jobs of a job system go on (array1), and have to be ended there: You may" in caplog.text
     assert ["lost", "interrupted"] == [recorder.reports[task].state for task in (1, 2)]
+
+
+async def test_runs_of_a_process_share_one_system_until_the_last_one_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(polling, "QUIET", Backoff(0.01, 0.01))
+    recorder = Recorder()
+    systems: list[Any] = [OneByOne(recorder) for _ in range(2)]
+    executors = [executor_of(system, tmp_path) for system in systems]
+    for system, executor in zip(systems, executors, strict=True):
+        system.may_submit.set()
+        await executor.start(context_in(tmp_path), recorder)
+    shared, other = systems
+    await executors[0].stop()
+    assert [False, True] == [shared.is_closed, other.is_closed]
+    executors[1].launch(spec_of(1))
+    await until(lambda: shared.arrays == ["array0"])
+    shared.ended.add("array0")
+    await until(lambda: 1 in recorder.reports)
+    await executors[1].stop()
+    assert shared.is_closed
+    assert (1, 0, []) == (shared.asked, other.asked, other.arrays)

@@ -23,8 +23,8 @@ class AwsSettings(PartSettings):
     `gpu_queue` is the queue of steps that need GPUs and name no queue, `job_log_group` the
     CloudWatch group of jobs' logs if it is not the default of AWS Batch. `internal_url` is the
     address of the metadata service for jobs, `runtime_limit` the time limit in seconds of a job
-    without @timeout, `public_ip` ENABLED or DISABLED for jobs on Fargate. If `emit_tags`, jobs are
-    tagged with their run; `default_tags` is a JSON object of additional tags."""
+    without @timeout, `public_ip` ENABLED or DISABLED for jobs on Fargate. `default_tags` is a JSON
+    object of tags of all jobs."""
 
     queue: str | None = key("BATCH_JOB_QUEUE")
     gpu_queue: str | None = key("BATCH_GPU_JOB_QUEUE")
@@ -38,7 +38,6 @@ class AwsSettings(PartSettings):
     log_group: str | None = key("SFN_EXECUTION_LOG_GROUP_ARN")
     internal_url: str | None = key("SERVICE_INTERNAL_URL", "SERVICE_URL")
     runtime_limit: str | None = key("DEFAULT_RUNTIME_LIMIT")
-    emit_tags: str | None = key("BATCH_EMIT_TAGS")
     default_tags: str | None = key("BATCH_DEFAULT_TAGS")
     public_ip: str | None = key("BATCH_ASSIGN_PUBLIC_IP")
     job_log_group: str | None = key("BATCH_LOG_GROUP")

@@ -296,27 +296,17 @@ class _StepJobs(NamedTuple):
             definitions.step_job(step, settings, {})  # fails early if a setting is missing
         calls = aws.client.AwsClient(manner=aws.client.ONCE)
         fargate: dict[str, bool] = {}
-
-        def ask(queue: str) -> None:
-            fargate[queue] = batch.job_system.called(lambda: calls.is_fargate(queue))
-
         for queue in sorted({definitions.queue_of(each, settings) for each in self.steps}):
-            job_systems.base.until_answered("AWS Batch", lambda: ask(queue))  # noqa: B023 -- called immediately
-        gangs = self.definition.graph.gangs
+            ask = partial(batch.job_system.called, partial(calls.is_fargate, queue))
+            fargate[queue] = job_systems.base.until_answered("AWS Batch", ask)
         variables = job_systems.options.variables_of(self.options.metadata, self.store.url)
         variables |= {"AWS_DEFAULT_REGION": calls.region}
         variables |= self._shipped_runtime()
         calls.close()
 
-        def submitted(step: StepDefinition, attempt: int) -> Any:
-            return definitions.step_job(
-                step,
-                settings,
-                variables,
-                fargate=fargate[definitions.queue_of(step, settings)],
-                is_gang=step.name in gangs,
-                attempt=attempt,
-            )
+        def submitted(step: StepDefinition, **about: Any) -> Any:
+            is_fargate = fargate[definitions.queue_of(step, settings)]
+            return definitions.step_job(step, settings, variables, fargate=is_fargate, **about)
 
         return self._kept(submitted)
 
@@ -332,12 +322,7 @@ class _StepJobs(NamedTuple):
 
     def slurm(self) -> JobOf:
         """Return the factory of Slurm jobs, after checking that Slurm would accept them."""
-        gangs = self.definition.graph.gangs
-        jobs = self._kept(
-            lambda step, attempt: job_systems.slurm.step_job(
-                step, sys.executable, attempt, is_gang=step.name in gangs
-            ),
-        )
+        jobs = self._kept(partial(job_systems.slurm.step_job, python=sys.executable))
         job_systems.slurm.SlurmSystem(Path()).check_all([jobs(step.name, 0) for step in self.steps])
         return jobs
 
@@ -351,15 +336,10 @@ class _StepJobs(NamedTuple):
         cluster = kubernetes.access.KubernetesCluster()
         try:
             namespace = settings.namespace or cluster.namespace
-            gangs = self.definition.graph.gangs
             variables = job_systems.options.variables_of(self.options.metadata, self.store.url)
-
-            def submitted(step: StepDefinition, attempt: int) -> Any:
-                is_gang = step.name in gangs
-                return manifest.step_job(
-                    step, settings, namespace, variables, is_gang=is_gang, attempt=attempt
-                )
-
+            submitted = partial(
+                manifest.step_job, settings=settings, namespace=namespace, environment=variables
+            )
             jobs = self._kept(submitted)
             kubernetes.job_system.KubernetesSystem(cluster).check_all(
                 [jobs(step.name, 0) for step in self.steps]
@@ -371,20 +351,25 @@ class _StepJobs(NamedTuple):
             cluster.close()
         return jobs
 
-    def _kept(self, submitted: Callable[[StepDefinition, int], Any]) -> JobOf:
+    def _kept(self, submitted: Callable[..., Any]) -> JobOf:
         """Return a factory that reuses the job of a step for all its attempts.
 
-        A step whose @resources grow with the attempt number gets one job per attempt."""
+        `submitted` creates a job, from a step, `attempt=` and `is_gang=`. A step whose @resources
+        grow with the attempt number gets one job per attempt."""
         by_name = {step.name: step for step in self.steps}
-        made = {(step.name, 0): submitted(step, 0) for step in self.steps}
+        made: dict[tuple[str, int], Any] = {}
 
-        def job_of(step: str, attempt: int) -> Any:
-            resources = by_name[step].decorator("resources")
-            key = (step, attempt if resources is not None and resources.grows else 0)
+        def job_of(name: str, attempt: int) -> Any:
+            step = by_name[name]
+            resources: Any = step.decorator("resources")
+            key = (name, attempt if resources is not None and resources.grows else 0)
             if key not in made:
-                made[key] = submitted(by_name[step], attempt)
+                is_gang = name in self.definition.graph.gangs
+                made[key] = submitted(step, attempt=attempt, is_gang=is_gang)
             return made[key]
 
+        for name in by_name:
+            job_of(name, 0)
         return job_of
 
 

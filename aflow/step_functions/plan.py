@@ -142,8 +142,7 @@ def _single(flow: str, decorator: str, triggers: tuple[Any, ...]) -> Mapping[str
             f"Flow {flow}: {decorator} names {len(triggers)} events, all of which are to be waited "
             "for: EventBridge starts a flow on one event. Name one."
         )
-    trigger = triggers[0]
-    trigger = trigger() if callable(trigger) else trigger
+    trigger = _called(triggers[0])
     if isinstance(trigger, str):
         trigger = {"name": trigger}
     if not isinstance(trigger, Mapping):

@@ -103,9 +103,8 @@ def ordered(graph: Graph) -> dict[str, int]:
         graph: The steps of the flow and the transitions between them.
     """
     found: dict[str, None] = {}
-    on_the_way: set[str] = set()
+    on_the_way = {graph.start}
     todo = [(graph.start, iter(graph[graph.start].next))]
-    on_the_way.add(graph.start)
     while todo:
         step, rest = todo[-1]
         next_step = next((each for each in rest if each not in on_the_way), None)

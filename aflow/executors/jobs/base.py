@@ -18,7 +18,7 @@ Every backend guarantees the following, which tests/contracts/test_job_systems.p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
@@ -48,7 +48,7 @@ class JobStatus(NamedTuple):
     """The status of a job, of an array of `size` jobs, or of one member of an array.
 
     `waiting` of them have not started, `ended` have ended. `reason` is the system's reason for
-    waiting, possibly empty. `version` differs after each change. `detail` is specific to the
+    waiting, possibly empty. `detail` is specific to the
     backend, for `outcome_of`. If `succeeded`, the program exited with 0: its report is in the
     datastore, but may not be visible yet on a shared file system."""
 
@@ -58,7 +58,6 @@ class JobStatus(NamedTuple):
     waiting: int = 0
     ended: int = 0
     reason: str = ""
-    version: Hashable = None
     detail: Any = None
     succeeded: bool = False
 
@@ -86,7 +85,7 @@ class StepJob(Protocol):
         """Whether its attempts start together."""
 
 
-J = TypeVar("J", bound=StepJob)
+T = TypeVar("T")
 J_contra = TypeVar("J_contra", bound=StepJob, contravariant=True)
 
 
@@ -243,9 +242,9 @@ def counted(states: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {state}" for state, count in states.items() if count)
 
 
-def until_answered(system: str, call: Callable[[], object]) -> None:
-    """Retry the call while the system is unavailable at the start of a run, and log the wait.
-    Blocks.
+def until_answered(system: str, call: Callable[[], T]) -> T:
+    """Return the result of the call; retry, and log the wait, while the system is unavailable at
+    the start of a run. Blocks.
 
     Args:
         system: The name of the job system.
@@ -256,7 +255,7 @@ def until_answered(system: str, call: Callable[[], object]) -> None:
             all other errors of the call are raised without a retry.
     """
     tries = Tries(_BACKOFF, patience=PATIENCE_AT_START, waiting_for=system)
-    tries.retry(call, JobSystemBusy, unless=JobSystemUnauthorized)
+    return tries.retry(call, JobSystemBusy, unless=JobSystemUnauthorized)
 
 
 # How attempts without a report ended, according to the job system.

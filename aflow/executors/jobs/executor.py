@@ -132,7 +132,6 @@ class JobExecutor(RemoteExecutor[str]):
         self._job_of = job_of
         self._orphans: list[Orphan] = []
         self._arrays: dict[str, _Array] = {}  # those with attempts that have not ended
-        self._queues: dict[str, str] = {}  # by step
         # Of attempts that have not ended, or whose cancellation has not been sent.
         self._places: dict[AttemptKey, tuple[_Array, int]] = {}
         self._cancels: dict[AttemptKey, tuple[AttemptState, str]] = {}  # cancellations to send
@@ -327,8 +326,6 @@ class JobExecutor(RemoteExecutor[str]):
             array.away += is_away
         if array.away:
             self._arrays[array.id] = array
-            _, attempt = next(iter(array.attempt_keys.values()))
-            self._queues[array.step] = self._job_of(array.step, attempt).queue
             self._poller.watch(array.id, self._note_status)
             self._look_now.set()
 
@@ -367,15 +364,14 @@ class JobExecutor(RemoteExecutor[str]):
         reason = next((reason for _, reason in cancels.values()), "")
         together: list[list[str]] = []
         for array, indexes in by_array.items():
-            others = {
-                index
-                for index, attempt_key in array.attempt_keys.items()
-                if attempt_key in self._mail.away and attempt_key not in cancels
-            }
-            whole = not others or array.mark != ":"
-            ids = {array.id} if whole else {self._system.member(array.id, at) for at in indexes}
-            most, chosen = self._system.limits.terminated, sorted(ids)
-            together += [chosen[at : at + most] for at in range(0, len(chosen), most)]
+            ids = [array.id]
+            if array.mark == ":" and any(
+                attempt_key in self._mail.away and attempt_key not in cancels
+                for attempt_key in array.attempt_keys.values()
+            ):
+                ids = [self._system.member(array.id, index) for index in indexes]
+            most = self._system.limits.terminated
+            together += [ids[at : at + most] for at in range(0, len(ids), most)]
         going_on: dict[str, JobSystemError] = {}
 
         async def terminate(ids: list[str]) -> None:
@@ -429,7 +425,7 @@ class JobExecutor(RemoteExecutor[str]):
             if job.startswith(_NAMED):
                 name = job.removeprefix(_NAMED)
                 if name not in searched:
-                    of = self._job_of(spec.step, spec.attempt)
+                    of = self._job_of(spec.step, 0)
                     searched[name] = await self._patiently(partial(self._system.find, name, of))
                 job = searched[name] or ""
             if job:
@@ -548,13 +544,13 @@ class JobExecutor(RemoteExecutor[str]):
             await self._publish_now()
 
     async def _publish_now(self) -> None:
-        steps = {array.step for array in self._arrays.values() if array.away}
         context = self._context
         waiting = tuple(
             WaitingJob(each.id, each.step, each.status.waiting, each.since or 0.0, each.reason)
             for each in self._not_begun()[:MOST_WAITING]
         )
-        queues = {step: queue for step, queue in self._queues.items() if step in steps}
+        # All attempts of a step have the same queue.
+        queues = {each.step: self._job_of(each.step, 0).queue for each in self._arrays.values()}
         now = JobsOfRun(context.flow, context.run, self._system.title, queues, waiting)
         try:
             await self._blocking(partial(self._board.publish, now))

@@ -20,9 +20,7 @@ from aflow._core.waiting import Waiting
 from aflow.errors import JobSystemError
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
-
-    from aflow.executors.jobs.base import JobStatus, JobSystem
+    from aflow.executors.jobs.base import JobState, JobStatus, JobSystem
 
 _log = logging.getLogger("aflow.jobs")
 
@@ -60,7 +58,7 @@ class Poller:
         self._scope = system.scope
         self._users = 0
         self._watched: dict[str, Publish] = {}
-        self._seen: dict[str, Hashable] = {}  # by job: the version of its last status
+        self._seen: dict[str, tuple[JobState, int, int]] = {}  # by job: its last progress
         self._hurry = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._refused: Waiting | None = None
@@ -160,7 +158,7 @@ class Poller:
         publish = self._watched.get(status.id)
         if publish is None:
             return False
-        changed = self._seen.get(status.id) != status.version
-        self._seen[status.id] = status.version
+        before, now = self._seen.get(status.id), (status.state, status.waiting, status.ended)
+        self._seen[status.id] = now
         publish(status)
-        return changed
+        return before != now

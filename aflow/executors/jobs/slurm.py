@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -206,14 +206,9 @@ class SlurmSystem:
         """
         for arguments in dict.fromkeys(job.arguments for job in jobs):
             steps = ", ".join(job.step for job in jobs if job.arguments == arguments)
+            test = partial(_run, "sbatch", "--test-only", "--job-name=aflow-check", *arguments)
             try:
-                until_answered(
-                    "Slurm",
-                    lambda: _run(
-                        "sbatch", "--test-only", "--job-name=aflow-check", *arguments,  # noqa: B023
-                        script="#!/bin/sh\n", refused=JobRefused,
-                    )
-                )  # fmt: skip
+                until_answered("Slurm", partial(test, script="#!/bin/sh\n", refused=JobRefused))
             except JobRefused as error:
                 asked = " ".join(arguments) or "no options"
                 raise InvalidInput(
@@ -417,7 +412,7 @@ def _status(id: str, by_number: Mapping[str, Sequence[_Job]]) -> JobStatus:
         if each.name == name and (not place or each.place == place)
     ]
     if not jobs:
-        return JobStatus(id, JobState.UNKNOWN, version=JobState.UNKNOWN)
+        return JobStatus(id, JobState.UNKNOWN)
     waiting = [each for each in jobs if each.state in _WAITING and not each.is_over]
     ended = sum(each.is_over for each in jobs)
     if ended == len(jobs):
@@ -431,7 +426,6 @@ def _status(id: str, by_number: Mapping[str, Sequence[_Job]]) -> JobStatus:
         waiting=len(waiting),
         ended=ended,
         reason=_reason_of(waiting),
-        version=(state, len(waiting), ended),
         detail=_HELD if any(_is_held_launch(each.state, each.reason) for each in jobs) else None,
         succeeded=all(each.state == "COMPLETED" for each in jobs),
     )

@@ -14,7 +14,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aflow._core.settings import Settings
+from aflow._core.settings import Settings, switched_on
 from aflow._core.version import __version__
 from aflow.environments.shipping import command
 from aflow.errors import InvalidInput, InvalidSetting
@@ -255,7 +255,6 @@ MOST_DESCRIBED = 100  # jobs per call
 LONGEST_NAME = 128  # the limit of AWS Batch for names of jobs and job definitions
 # Parameters of a job, prefixed with `aflow.`.
 MARK_NAMES = ("user", "flow_name", "run_id", "step_name")
-_TRUE_TEXTS = frozenset({"1", "true", "yes", "on"})
 
 
 class Mark(NamedTuple):
@@ -273,11 +272,6 @@ class Mark(NamedTuple):
         """
         marks = dict(zip(MARK_NAMES, (*self, step), strict=True)) | {"version": __version__}
         return {f"aflow.{name}": value for name, value in marks.items()}
-
-    @property
-    def prefix(self) -> str:
-        """The prefix of the names of all jobs of the run."""
-        return name_prefix(self.user, self.flow, self.run)
 
 
 class BatchStepJob(NamedTuple):
@@ -344,7 +338,7 @@ def step_job(
         attempt: The number of the attempt, from 0.
 
     Raises:
-        InvalidSetting: If no queue, image or role is set.
+        InvalidSetting: If no queue, image or role is set, or a setting is invalid.
         InvalidInput: If a value of @batch is invalid.
     """
     options = StepOptions(step, "batch")
@@ -360,7 +354,7 @@ def step_job(
         queue=queue_of(step, settings),
         limit=limit_of(step, settings),
         tags={**_default_tags(settings), **options.mapping("aws_batch_tags")},
-        emit_tags=(settings.emit_tags or "").lower() in _TRUE_TEXTS,
+        emit_tags=switched_on("BATCH_EMIT_TAGS"),
         environment=environment,
         is_gang=is_gang,
     )
@@ -425,7 +419,8 @@ def job_name(mark: Mark, step: str, unique: str) -> str:
         step: The name of the step.
         unique: A text that is unique to the submission; it is never truncated.
     """
-    return valid_name(f"{mark.prefix}{step}", LONGEST_NAME - len(unique) - 1) + f"-{unique}"
+    text = f"{name_prefix(*mark)}{step}"
+    return f"{valid_name(text, LONGEST_NAME - len(unique) - 1)}-{unique}"
 
 
 def valid_name(text: str, length: int = LONGEST_NAME) -> str:

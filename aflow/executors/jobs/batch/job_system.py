@@ -166,7 +166,7 @@ def called(call: Callable[[], T]) -> T:
 
 def _status(id: str, described: dict[str, Any] | None) -> JobStatus:
     if described is None:
-        return JobStatus(id, JobState.UNKNOWN, version="UNKNOWN")
+        return JobStatus(id, JobState.UNKNOWN)
     status = described["status"]
     array = described.get("arrayProperties") or {}
     summary = array.get("statusSummary")
@@ -178,10 +178,9 @@ def _status(id: str, described: dict[str, Any] | None) -> JobStatus:
     return JobStatus(
         id=id,
         state=state,
-        size=array.get("size", 0 if summary is None else 1) or 1,
+        size=array.get("size") or 1,
         waiting=sum(counts.get(each, 0) for each in _NOT_BEGUN),
         ended=sum(counts.get(each, 0) for each in ENDED),
         reason=str(described.get("statusReason") or "") if state is JobState.WAITING else "",
-        version=(status, None if summary is None else tuple(sorted(summary.items()))),
         detail=described,
     )

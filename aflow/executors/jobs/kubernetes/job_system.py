@@ -61,7 +61,6 @@ LARGEST_ARRAY = 2_000  # pods: each is some 15 kB in the store of the API server
 PULLING = 60.0  # seconds after which a Job is ended if its image is not in the registry
 LOOKED_AT = 20  # pods and events that are checked to find out why a Job waits
 ENDED_BY = "aflow/ended"  # the annotation with the reason for which aflow ended a Job
-_DELETED = "deleted"  # the version of a Job that existed before
 
 _log = logging.getLogger("aflow")
 # Errors of a registry if an image does not exist or access is denied.
@@ -76,11 +75,13 @@ _PULLS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "Err
 class _Seen(NamedTuple):
     """A Job or one of its members.
 
-    `job` is None if it does not exist, `pods` if they were not requested."""
+    `job` is None if it does not exist, which it did before if it `was_there`; `pods` are None if
+    they were not requested."""
 
     job: Object | None
     place: int | None = None
     pods: Sequence[Object] | None = None
+    was_there: bool = False
 
 
 class KubernetesSystem:
@@ -166,15 +167,11 @@ class KubernetesSystem:
                 succeed.
         """
         job: KubernetesStepJob = submission.job
+        context = submission.context
         id = _id(job.namespace, submission.name)
         manifest = job_manifest(
             job,
-            {
-                USER: submission.context.user,
-                FLOW: submission.context.flow,
-                RUN: submission.context.run,
-                STEP: job.step,
-            },
+            {USER: context.user, FLOW: context.flow, RUN: context.run, STEP: job.step},
             submission.name,
             submission.size,
             {
@@ -308,7 +305,7 @@ class KubernetesSystem:
         asked = _JobId.parse(status.id)
         seen: _Seen = status.detail
         if seen.job is None:
-            if status.version == _DELETED:
+            if seen.was_there:
                 why = f"The job {asked.name} was deleted by somebody before it had ended."
                 return failed(why, retryable=False)
             return lost(f"Kubernetes does not know its job {asked.name}.")
@@ -477,8 +474,7 @@ def _ended(job: Object) -> set[int]:
 
 def _job_status(id: str, job: Object | None, *, was_there: bool) -> JobStatus:
     if job is None:
-        version = _DELETED if was_there else JobState.UNKNOWN.value
-        return JobStatus(id, JobState.UNKNOWN, version=version, detail=_Seen(None))
+        return JobStatus(id, JobState.UNKNOWN, detail=_Seen(None, was_there=was_there))
     size = int(job["spec"].get("completions") or 1)
     condition = _condition(job)
     succeeded = condition is not None and condition["type"] == "Complete"
@@ -495,7 +491,6 @@ def _job_status(id: str, job: Object | None, *, was_there: bool) -> JobStatus:
         size,
         waiting,
         ended,
-        version=(state, waiting, ended),
         detail=_Seen(job),
         succeeded=succeeded,
     )
@@ -503,7 +498,7 @@ def _job_status(id: str, job: Object | None, *, was_there: bool) -> JobStatus:
 
 def _member_status(id: str, seen: _Seen, *, was_there: bool) -> JobStatus:
     if seen.job is None:
-        return _job_status(id, None, was_there=was_there)._replace(detail=seen)
+        return _job_status(id, None, was_there=was_there)
     if seen.place in _ended(seen.job) or _condition(seen.job) is not None:
         state = JobState.ENDED
     else:
@@ -514,7 +509,6 @@ def _member_status(id: str, seen: _Seen, *, was_there: bool) -> JobStatus:
         state,
         waiting=int(state is JobState.WAITING),
         ended=int(state is JobState.ENDED),
-        version=state,
         detail=seen,
         succeeded=seen.place in {*_intervals(seen.job, "completedIndexes")},
     )

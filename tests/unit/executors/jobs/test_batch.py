@@ -168,8 +168,12 @@ def test_a_job_whose_image_lacks_aflow_says_so_and_installs_nothing(
     assert 1 == ran.stderr.count("\n")
 
 
-def test_a_job_says_whose_it_is_and_what_its_step_asks_for() -> None:
-    settings = replace(SETTINGS, default_tags='{"cost": 7}', emit_tags="True")
+def test_a_job_says_whose_it_is_and_what_its_step_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(SETTINGS, default_tags='{"cost": 7}')
+    monkeypatch.setenv("METAFLOW_BATCH_EMIT_TAGS", "maybe")
+    with pytest.raises(InvalidSetting, match="BATCH_EMIT_TAGS"):
+        step_job(define(Marked).steps["work"], settings, {})
+    monkeypatch.setenv("METAFLOW_BATCH_EMIT_TAGS", "True")
     job = step_job(define(Marked).steps["work"], settings, {"A": "1"})
     values = submit_values(job, MARK, "name", 1, {"B": "2"})
 

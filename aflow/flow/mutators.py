@@ -10,9 +10,9 @@ from aflow._core.records import fields, replace
 from aflow.errors import AflowError, InvalidDecorator
 from aflow.flow.configs import evaluated, names_of
 from aflow.flow.custom import Custom, FlowMutator, OnStep, StepMutator, custom_named
-from aflow.flow.decorators.attach import read_options
+from aflow.flow.decorators.attach import added, read_options
 from aflow.flow.decorators.base import DelayedDecorator
-from aflow.flow.decorators.registry import FLOW_KINDS, KINDS, make, make_flow_decorator
+from aflow.flow.decorators.registry import FLOW_KINDS, KINDS, make
 from aflow.flow.names import place, shown
 from aflow.flow.parameters import Parameter
 
@@ -65,10 +65,8 @@ class Draft:
         Args:
             decorators: Decorators from `--with` or the settings.
         """
-        for there in self.steps.values():
-            for decorator in decorators:
-                if all(each.decorator_name != decorator.decorator_name for each in there):
-                    there.insert(0, decorator)
+        for name, there in self.steps.items():
+            self.steps[name] = [*added(there, decorators)]
 
     def only_in_pre_mutate(self, what: str) -> None:
         """Check that the mutators are in their `pre_mutate` phase.
@@ -429,7 +427,7 @@ def decorator_of(
         raise InvalidDecorator(f"{shown(kind)} is not a {'step' if of_step else 'flow'} decorator.")
     if args:
         raise InvalidDecorator(f"@{name} takes its options by name: give no deco_args.")
-    return (make if of_step else make_flow_decorator)(name, evaluated(kwargs, configs))
+    return make(name, evaluated(kwargs, configs), kinds)
 
 
 # ------------------------------------------------------------ running all mutators, in order

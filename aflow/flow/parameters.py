@@ -25,13 +25,11 @@ RESERVED = frozenset({
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]{0,199}\Z")
 # Other keywords of click options. `cls` and `expose_value` are not allowed: with them aflow might
 # not get the value.
-_CLICK_OPTIONS = frozenset(
-    {
-        "allow_from_autoenv", "callback", "confirmation_prompt", "count", "deprecated", "envvar",
-        "flag_value", "hidden", "hide_input", "is_eager", "is_flag", "metavar", "multiple",
-        "nargs", "prompt", "prompt_required", "shell_complete", "show_choices", "show_envvar",
-    }
-)  # fmt: skip
+_CLICK_OPTIONS = frozenset({
+    "allow_from_autoenv", "callback", "confirmation_prompt", "count", "deprecated", "envvar",
+    "flag_value", "hidden", "hide_input", "is_eager", "is_flag", "metavar", "multiple",
+    "nargs", "prompt", "prompt_required", "shell_complete", "show_choices", "show_envvar",
+})  # fmt: skip
 _BOOLS = {
     **dict.fromkeys(("true", "1", "yes", "y", "on", "t"), True),
     **dict.fromkeys(("false", "0", "no", "n", "off", "f"), False),

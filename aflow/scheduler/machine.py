@@ -150,12 +150,10 @@ class Machine(Protocol):
     @property
     def stopping(self) -> FinishRun | None:
         """How the run will end; None until that is decided."""
-        ...
 
     @property
     def wake_at(self) -> float | None:
         """The time at which the machine needs a TimePassed event; None if it needs none."""
-        ...
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Apply an event to the state of the run.
@@ -167,7 +165,6 @@ class Machine(Protocol):
         Returns:
             The commands to execute, in order.
         """
-        ...
 
     def journaled(self, event: Event) -> bool:
         """Return whether the event changed the machine, and so must be stored in the journal.
@@ -175,11 +172,9 @@ class Machine(Protocol):
         Args:
             event: The event that was handled last.
         """
-        ...
 
     def counts(self) -> Mapping[str, StepCounts]:
         """Return the number of tasks in each state, by step."""
-        ...
 
     def ready_at(self, task: int) -> float | None:
         """Return the time at which all inputs of a live task were available; None if unknown.
@@ -187,7 +182,6 @@ class Machine(Protocol):
         Args:
             task: The number of the task within its run.
         """
-        ...
 
 
 class RunMachine:

@@ -262,23 +262,12 @@ def _ended_row(event: AttemptEnded) -> tuple[Any, ...]:
     transition = outcome.transition
     succeeded = outcome.state is AttemptState.SUCCEEDED
     if succeeded and transition is not None and not outcome.reason and outcome.retryable:
-        if transition.foreach is None and transition.count is None:
-            return ("e", event.task, event.attempt, transition.steps)
-        return (
-            "e",
-            event.task,
-            event.attempt,
-            transition.steps,
-            transition.foreach,
-            transition.count,
-        )
+        steps, *items = transition
+        opens_foreach = items != [None, None]
+        return ("e", event.task, event.attempt, steps, *(items if opens_foreach else ()))
     code = _STATE_CODES[outcome.state]
     row = ("e", event.task, event.attempt, code, outcome.reason, outcome.retryable)
-    return (
-        row
-        if transition is None
-        else (*row, (transition.steps, transition.foreach, transition.count))
-    )
+    return row if transition is None else (*row, tuple(transition))
 
 
 def decode_events(data: bytes) -> list[tuple[float, Event]]:

@@ -49,15 +49,7 @@ RUN_MOVES: dict[RunState, frozenset[RunState]] = {
 
 TASK_MOVES: dict[TaskState, frozenset[TaskState]] = {
     TaskState.READY: frozenset({TaskState.RUNNING, TaskState.CANCELLED}),
-    TaskState.RUNNING: frozenset(
-        {
-            TaskState.READY,
-            TaskState.WAITING,
-            TaskState.SUCCEEDED,
-            TaskState.FAILED,
-            TaskState.CANCELLED,
-        }
-    ),
+    TaskState.RUNNING: frozenset(TaskState) - {TaskState.RUNNING},
     TaskState.WAITING: frozenset({TaskState.READY, TaskState.CANCELLED}),
     TaskState.SUCCEEDED: frozenset(),
     TaskState.FAILED: frozenset(),

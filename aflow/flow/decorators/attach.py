@@ -14,7 +14,7 @@ from aflow.flow.decorators.registry import KINDS, make
 
 if TYPE_CHECKING:
     from aflow.flow.decorators.base import StepDecorator
-    from aflow.flow.definition import FlowDefinition, StepDefinition
+    from aflow.flow.definition import FlowDefinition
 
 # The parser of `--with name:option=value,option=value`.
 
@@ -121,12 +121,23 @@ def attach(definition: FlowDefinition, specs: Sequence[str]) -> FlowDefinition:
         from aflow.flow.mutators import mutated  # only needed for flows with mutators
 
         return mutated(before or definition, decorators)
-    steps = {name: _with(step, decorators) for name, step in definition.steps.items()}
+    steps = {
+        name: replace(step, decorators=added(step.decorators, decorators))
+        for name, step in definition.steps.items()
+    }
     return replace(definition, steps=steps)
 
 
-def _with(step: StepDefinition, decorators: Sequence[StepDecorator]) -> StepDefinition:
+def added(
+    there: Sequence[StepDecorator], decorators: Sequence[StepDecorator]
+) -> tuple[StepDecorator, ...]:
+    """Return the decorators of a step after adding others, the last one outermost.
+
+    Args:
+        there: The decorators of the step, outermost first.
+        decorators: Decorators to add; those of a kind that the step has are left out.
+    """
     for decorator in decorators:
-        if step.decorator(decorator.decorator_name) is None:
-            step = replace(step, decorators=(decorator, *step.decorators))
-    return step
+        if all(each.decorator_name != decorator.decorator_name for each in there):
+            there = (decorator, *there)
+    return tuple(there)

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from aflow.errors import InvalidDecorator
-from aflow.flow.decorators.base import FlowDecorator, StepDecorator, build
+from aflow.flow.decorators.base import build
 from aflow.flow.names import did_you_mean
 
 # Name -> module and class.
@@ -43,39 +43,23 @@ FLOW_KINDS = {
 }
 
 
-def make(name: str, options: Mapping[str, Any]) -> StepDecorator:
-    """Return the step decorator of this name.
+def make(
+    name: str, options: Mapping[str, Any], kinds: Mapping[str, tuple[str, str]] = KINDS
+) -> Any:
+    """Return the decorator of this name.
 
     Args:
         name: The name after the @; the module of its class is imported here.
         options: The options, by name.
+        kinds: KINDS for a decorator of a step, FLOW_KINDS for one of a flow.
 
     Raises:
         InvalidDecorator: If the name or an option is unknown, or a value is invalid.
     """
-    made: StepDecorator = build(_class(name, KINDS, "step"), options)
-    return made
-
-
-def make_flow_decorator(name: str, options: Mapping[str, Any]) -> FlowDecorator:
-    """Return the flow decorator of this name.
-
-    Args:
-        name: The name after the @; the module of its class is imported here.
-        options: The options, by name.
-
-    Raises:
-        InvalidDecorator: If the name or an option is unknown, or a value is invalid.
-    """
-    made: FlowDecorator = build(_class(name, FLOW_KINDS, "flow"), options)
-    return made
-
-
-def _class(name: str, kinds: Mapping[str, tuple[str, str]], of: str) -> Any:
     if name not in kinds:
         raise InvalidDecorator(
-            f"There is no {of} decorator {name!r}.{did_you_mean(name, kinds)} "
-            f"Known are: {', '.join(sorted(kinds))}."
+            f"There is no {'step' if kinds is KINDS else 'flow'} decorator {name!r}."
+            f"{did_you_mean(name, kinds)} Known are: {', '.join(sorted(kinds))}."
         )
     module, cls = kinds[name]
-    return getattr(import_module(f"{__package__}.{module}"), cls)
+    return build(getattr(import_module(f"{__package__}.{module}"), cls), options)

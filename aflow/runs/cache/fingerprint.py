@@ -56,12 +56,10 @@ _GLOBALS = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 _ATTRIBUTES = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
 
 # Names with which code looks up attributes, functions or modules by a string.
-_REFLECTION = frozenset(
-    {
-        *("getattr", "setattr", "delattr", "hasattr", "vars", "globals", "locals", "dir", "eval"),
-        *("exec", "compile"),
-    }
-)
+_REFLECTION = frozenset({
+    "getattr", "setattr", "delattr", "hasattr", "vars", "globals", "locals", "dir", "eval", "exec",
+    "compile",
+})  # fmt: skip
 _REFLECTIVE_ATTRIBUTES = frozenset({"__dict__", "__getattribute__"})
 _WHOLE_MODULE = frozenset({"globals", "locals", "vars", "eval", "exec", "compile"})
 _ANY_CODE = frozenset({"__import__", "eval", "exec", "compile"})
@@ -73,28 +71,22 @@ _FIELD = re.compile(r"\{[^{}]*\}")  # a field of a format string: "{0.name}", "{
 _ATTRIBUTE = re.compile(r"\.([A-Za-z_]\w*)")
 
 # Attributes that Python sets on every module or class; they are not user code.
-_OF_MODULES = frozenset(
-    {
-        *("__name__", "__file__", "__spec__", "__loader__", "__package__", "__builtins__"),
-        *("__path__", "__cached__", "__doc__", "__annotations__", "__annotate__"),
-    }
-)
-_OF_CLASSES = frozenset(
-    {
-        *("__module__", "__doc__", "__dict__", "__weakref__", "__qualname__", "__firstlineno__"),
-        *("__static_attributes__", "_abc_impl", "__annotate__", "__annotate_func__"),
-        *("__annotations_cache__", "_member_map_", "_value2member_map_", "_unhashable_values_"),
-        *("_hashable_values_", "_unhashable_values_map_"),
-    }
-)
+_OF_MODULES = frozenset({
+    "__name__", "__file__", "__spec__", "__loader__", "__package__", "__builtins__", "__path__",
+    "__cached__", "__doc__", "__annotations__", "__annotate__",
+})  # fmt: skip
+_OF_CLASSES = frozenset({
+    "__module__", "__doc__", "__dict__", "__weakref__", "__qualname__", "__firstlineno__",
+    "__static_attributes__", "_abc_impl", "__annotate__", "__annotate_func__",
+    "__annotations_cache__", "_member_map_", "_value2member_map_", "_unhashable_values_",
+    "_hashable_values_", "_unhashable_values_map_",
+})  # fmt: skip
 # Attributes that are not used on an instance that was unpickled.
-_OF_MAKING = frozenset(
-    {
-        *("__init__", "__new__", "__post_init__", "__init_subclass__", "__class_getitem__"),
-        *("__set_name__", "__orig_bases__", "__parameters__", "__annotations__", "__slots__"),
-        *("__match_args__", "__dataclass_fields__", "__dataclass_params__", "__abstractmethods__"),
-    }
-)
+_OF_MAKING = frozenset({
+    "__init__", "__new__", "__post_init__", "__init_subclass__", "__class_getitem__",
+    "__set_name__", "__orig_bases__", "__parameters__", "__annotations__", "__slots__",
+    "__match_args__", "__dataclass_fields__", "__dataclass_params__", "__abstractmethods__",
+})  # fmt: skip
 
 
 class Mentions(NamedTuple):

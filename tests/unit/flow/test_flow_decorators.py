@@ -13,7 +13,7 @@ from aflow.flow.decorators.base import flow_decorators_of
 from aflow.flow.decorators.exit_hook import ExitHook, exit_hook
 from aflow.flow.decorators.packages import conda_base, pypi_base
 from aflow.flow.decorators.project import Project, project
-from aflow.flow.decorators.registry import FLOW_KINDS, make_flow_decorator
+from aflow.flow.decorators.registry import FLOW_KINDS, make
 from aflow.flow.decorators.schedule import ScheduleDecorator, schedule
 from aflow.flow.decorators.trigger import (
     TriggeredBy,
@@ -296,7 +296,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", sorted(FLOW_KINDS))
 def test_every_flow_decorator_can_be_made_by_name_and_shown_as_json(name: str) -> None:
-    made = make_flow_decorator(name, OPTIONS[name])
+    made = make(name, OPTIONS[name], FLOW_KINDS)
 
     shown = json.loads(json.dumps(made.as_dict()))
 
@@ -306,9 +306,9 @@ def test_every_flow_decorator_can_be_made_by_name_and_shown_as_json(name: str) -
 
 def test_an_unknown_flow_decorator_and_an_unknown_option_are_named() -> None:
     with pytest.raises(InvalidDecorator, match=r"no flow decorator 'shedule'\. Did you mean"):
-        make_flow_decorator("shedule", {})
+        make("shedule", {}, FLOW_KINDS)
     with pytest.raises(InvalidDecorator, match=r"@schedule has no option 'wekly'\. Did you mean"):
-        make_flow_decorator("schedule", {"wekly": True})
+        make("schedule", {"wekly": True}, FLOW_KINDS)
 
 
 @pytest.mark.parametrize("name", ["conda_base", "pypi_base"])
@@ -319,7 +319,7 @@ def test_packages_of_all_steps_are_asked_for_on_the_class(name: str) -> None:
     class Asking(FlowSpec):
         pass
 
-    assert (make_flow_decorator(name, {"packages": {"numpy": "2"}}),) == flow_decorators_of(Asking)
+    assert (make(name, {"packages": {"numpy": "2"}}, FLOW_KINDS),) == flow_decorators_of(Asking)
 
 
 def test_a_plain_class_has_no_flow_decorators() -> None:

@@ -44,14 +44,11 @@ class RunCode:
         """Facts about the code: flow_name, script, code_key, username, versions, platform."""
         from aflow.client import task  # rarely needed
 
-        found = {"flow_name": self._source.record.flow, "script": self._script}
         tags = task.from_tags(self._source)
-        known = {
-            str(name): tags[name] for name in ("python_version", "aflow_version") if name in tags
-        }
         return {
-            **found,
-            **known,
+            "flow_name": self._source.record.flow,
+            "script": self._script,
+            **{name: tags[name] for name in ("python_version", "aflow_version") if name in tags},
             "code_key": self._key,
             "username": self._source.record.user,
             "platform": platform.system(),

@@ -243,7 +243,8 @@ def _described(description: str) -> ClientStores:
     if description.startswith(_LOCAL) and description != _LOCAL:
         return _local(description.removeprefix(_LOCAL))
     if description.startswith(_SQLITE) and description != _SQLITE:
-        return _database(description)
+        database = Path(path_in(description.removeprefix(_SQLITE)))
+        return _stores(description, partial(_open_url, description), database=database)
     if description.startswith(_POSTGRES):
         return _server(description)
     raise InvalidInput(
@@ -281,10 +282,6 @@ def _stores(
     return found
 
 
-def _database(url: str) -> ClientStores:
-    return _stores(url, partial(_open_url, url), database=Path(path_in(url.removeprefix(_SQLITE))))
-
-
 def _server(url: str) -> ClientStores:
     """Return the stores of metadata on a server. A description contains no password: that of the
     settings is used if they name the same server, otherwise libpq looks for one (PGPASSWORD,
@@ -300,8 +297,8 @@ def _server(url: str) -> ClientStores:
     return found
 
 
-def _open_url(url: str, read_only: bool) -> MetadataStore:
-    return open_to_read(url) if read_only else open_metadata(url)
+def _open_url(url: str, read_only: bool, durability: str = "power") -> MetadataStore:
+    return open_to_read(url, durability) if read_only else open_metadata(url, durability)
 
 
 def _local(path: str | None = None) -> ClientStores:
@@ -309,17 +306,10 @@ def _local(path: str | None = None) -> ClientStores:
     settings = Settings.load(datastore_root=root, metadata="local")
     return _stores(
         f"{_LOCAL}{settings.root}",
-        partial(_open_metadata, settings),
+        lambda read_only: _open_url(settings.local_metadata_url, read_only, settings.durability),
         settings.storage_url,
         settings.root / "metadata.db",
     )
-
-
-def _open_metadata(settings: Settings, read_only: bool) -> MetadataStore:
-    url = settings.local_metadata_url
-    if read_only:
-        return open_to_read(url, settings.durability)
-    return open_metadata(url, settings.durability)
 
 
 def _root_in(path: str) -> str:

@@ -82,17 +82,14 @@ class Entry(NamedTuple):
     content: str = ""
 
 
+_INLINE = (bytes, type(None))
+
+
 def _entry(fields: Any) -> Entry:
     """Return the entry of fields that were read from a manifest, which is untrusted: raises
     TypeError or ValueError if a field has the wrong type."""
     entry = Entry(*fields)
-    if (
-        type(entry.encoding) is not str
-        or type(entry.size) is not int
-        or type(entry.type) is not str
-        or type(entry.preview) is not dict
-        or (entry.inline is not None and type(entry.inline) is not bytes)
-    ):
+    if [*map(type, entry[:4])] != [str, int, str, dict] or type(entry.inline) not in _INLINE:
         raise TypeError("an entry has fields of other types")
     for key, size in entry.blobs:
         if type(key) is not str or type(size) is not int:

@@ -26,7 +26,7 @@ import mmap
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from aflow._core.private_folders import make_private
@@ -386,10 +386,8 @@ def _link(temporary: str, path: str) -> bool:
 
 
 def _remove(temporary: str) -> None:
-    try:
+    with suppress(FileNotFoundError):  # it has been renamed
         os.unlink(temporary)
-    except FileNotFoundError:  # it has been renamed
-        return
 
 
 def _sync(path: str) -> None:

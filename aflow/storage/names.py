@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from aflow._core.ids import blob_key
 from aflow._core.modules import file_of, found_at
@@ -240,33 +240,8 @@ def _sha256(data: bytes) -> Any:
 # ------------------------------------------------------------------ the code of a run
 
 
-class CodeFiles(Protocol):
-    """The files of a run's code, by their paths relative to its root, with `/` as separator."""
-
-    def is_file(self, name: str) -> bool:
-        """Return whether there is a file of this name.
-
-        Args:
-            name: The path within the code, with `/` between folders.
-        """
-
-    def is_folder(self, name: str) -> bool:
-        """Return whether there is a non-empty folder of this name.
-
-        Args:
-            name: The path within the code, with `/` between folders.
-        """
-
-    def read(self, name: str) -> bytes:
-        """Return the content of a file.
-
-        Args:
-            name: The path within the code, with `/` between folders.
-        """
-
-
 class _FilesOfPackage:
-    """The files of a code package."""
+    """The files of a code package, by their paths relative to its root, with `/` as separator."""
 
     def __init__(self, data: Buffer) -> None:
         import tarfile  # few processes read code
@@ -276,22 +251,34 @@ class _FilesOfPackage:
         self._members = {each.name: each for each in self._archive if each.isfile()}
 
     def is_file(self, name: str) -> bool:
-        """Return whether there is a file of this name."""
+        """Return whether there is a file of this name.
+
+        Args:
+            name: The path within the code, with `/` between folders.
+        """
         return name in self._members
 
     def is_folder(self, name: str) -> bool:
-        """Return whether there is a non-empty folder of this name."""
+        """Return whether there is a non-empty folder of this name.
+
+        Args:
+            name: The path within the code, with `/` between folders.
+        """
         return any(each.startswith(f"{name}/") for each in self._members)
 
     def read(self, name: str) -> bytes:
-        """Return the content of a file."""
+        """Return the content of a file.
+
+        Args:
+            name: The path within the code, with `/` between folders.
+        """
         file = self._archive.extractfile(self._members[name])
         assert file is not None, "it is a plain file"
         return file.read()
 
 
 class _FilesIn:
-    """The files below a folder."""
+    """The files below a folder, like those of a code package."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
@@ -314,7 +301,11 @@ class CodeModules:
     `script` is the main file of the run's program, `module` its module name if it has one."""
 
     def __init__(
-        self, key: str, files: CodeFiles, script: str = "", module: str | None = None
+        self,
+        key: str,
+        files: _FilesOfPackage | _FilesIn,
+        script: str = "",
+        module: str | None = None,
     ) -> None:
         self.prefix = PREFIX + key
         self.files = files

@@ -146,7 +146,9 @@ class S3(_Client):
                 S3NotFound.
             return_info: Whether to include attributes such as content type and metadata.
         """
-        return self._call(lambda s3: s3.get_many(keys, return_missing, return_info))
+        return self._call(
+            lambda s3: s3.all(s3.get(each, return_missing, return_info) for each in keys)
+        )
 
     def get_recursive(
         self, keys: Iterable[str | None], return_info: bool = False
@@ -194,7 +196,7 @@ class S3(_Client):
             return_missing: Whether to return an object with `exists` False instead of raising
                 S3NotFound.
         """
-        return self._call(lambda s3: s3.info_many(keys, return_missing))
+        return self._call(lambda s3: s3.all(s3.info(each, return_missing) for each in keys))
 
     def list_paths(self, keys: Iterable[str | None] | None = None) -> list[S3Object]:
         """Return the objects and prefixes directly below some prefixes.
@@ -204,7 +206,7 @@ class S3(_Client):
         Args:
             keys: The keys, relative to the prefix of this client, or complete `s3://` URLs.
         """
-        return self._call(lambda s3: s3.list_paths(keys))
+        return self._call(lambda s3: s3.listings(keys, "/"))
 
     def list_recursive(self, keys: Iterable[str | None] | None = None) -> list[S3Object]:
         """Return all objects below some prefixes, each taken as a directory.
@@ -212,7 +214,7 @@ class S3(_Client):
         Args:
             keys: The keys, relative to the prefix of this client, or complete `s3://` URLs.
         """
-        return self._call(lambda s3: s3.list_recursive(keys))
+        return self._call(lambda s3: s3.listings(keys, ""))
 
     def put(
         self,

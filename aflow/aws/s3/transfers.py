@@ -18,6 +18,7 @@ import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 from urllib.parse import quote
 
@@ -49,7 +50,6 @@ from aflow.errors import (
 from aflow.storage.retry import retried
 from aflow.storage.s3 import (
     AccessDenied,
-    Again,
     BytesSource,
     ConditionFailed,
     NoBucket,
@@ -249,19 +249,6 @@ class Transfers:
         fetching = self._fetch(url, self._root.url, range_of(asked), return_info)
         return await _or_missing(fetching, url, self._root.url, return_missing)
 
-    async def get_many(
-        self, keys: Iterable[Asked], return_missing: bool, return_info: bool
-    ) -> list[S3Object]:
-        """Return many objects; see S3.get_many.
-
-        Args:
-            keys: The keys, relative to the prefix of this client, or complete `s3://` URLs.
-            return_missing: Whether to return an object with `exists` False instead of raising
-                S3NotFound.
-            return_info: Whether to include attributes such as content type and metadata.
-        """
-        return await self._all(self.get(key, return_missing, return_info) for key in keys)
-
     async def get_recursive(self, keys: Iterable[str | None], return_info: bool) -> list[S3Object]:
         """Return all objects below some prefixes; see S3.get_recursive.
 
@@ -269,8 +256,8 @@ class Transfers:
             keys: The keys, relative to the prefix of this client, or complete `s3://` URLs.
             return_info: Whether to include attributes such as content type and metadata.
         """
-        listed = await self.list_recursive(keys)
-        return await self._all(
+        listed = await self.listings(keys, "")
+        return await self.all(
             self._fetch(each.url, each.prefix, None, return_info) for each in listed
         )
 
@@ -284,16 +271,6 @@ class Transfers:
         """
         url = self._root.url_of(key)
         return await _or_missing(self._head(url), url, self._root.url, return_missing)
-
-    async def info_many(self, keys: Iterable[str], return_missing: bool) -> list[S3Object]:
-        """Return the attributes of many objects; see S3.info_many.
-
-        Args:
-            keys: The keys, relative to the prefix of this client, or complete `s3://` URLs.
-            return_missing: Whether to return an object with `exists` False instead of raising
-                S3NotFound.
-        """
-        return await self._all(self.info(key, return_missing) for key in keys)
 
     async def _fetch(
         self, url: str, prefix: str | None, range_: str | None, return_info: bool
@@ -316,27 +293,17 @@ class Transfers:
 
     # -------------------------------------------------------------- listing
 
-    async def list_paths(self, keys: Iterable[str | None] | None) -> list[S3Object]:
-        """Return the objects and prefixes directly below some prefixes; see S3.list_paths.
+    async def listings(self, keys: Iterable[str | None] | None, delimiter: str) -> list[S3Object]:
+        """Return what is below some prefixes; see S3.list_paths and S3.list_recursive.
 
         Args:
             keys: The keys, relative to the prefix of this client, or complete `s3://` URLs.
+            delimiter: `/` for what is directly below the prefixes, empty for all objects.
         """
-        return await self._listings(keys, "/")
-
-    async def list_recursive(self, keys: Iterable[str | None] | None) -> list[S3Object]:
-        """Return all objects below some prefixes; see S3.list_recursive.
-
-        Args:
-            keys: The keys, relative to the prefix of this client, or complete `s3://` URLs.
-        """
-        return await self._listings(keys, "")
-
-    async def _listings(self, keys: Iterable[str | None] | None, delimiter: str) -> list[S3Object]:
         begins = [
             self._root.url_of(key).rstrip("/") + "/" for key in ([None] if keys is None else keys)
         ]
-        found = await self._all(self._listing(begin, delimiter) for begin in begins)
+        found = await self.all(self._listing(begin, delimiter) for begin in begins)
         return [each for listing in found for each in listing]
 
     async def _listing(self, begin: str, delimiter: str) -> list[S3Object]:
@@ -417,7 +384,7 @@ class Transfers:
         objects: list[S3PutObject],
         send: Callable[[S3PutObject], Coroutine[Any, Any, str | None]],
     ) -> list[tuple[str, str]]:
-        urls = await self._all(send(each) for each in objects)
+        urls = await self.all(send(each) for each in objects)
         return [(each.key, url) for each, url in zip(objects, urls, strict=True) if url is not None]
 
     async def _send(
@@ -448,7 +415,12 @@ class Transfers:
 
     # -------------------------------------------------------------- helpers
 
-    async def _all(self, work: Iterable[Any]) -> list[Any]:
+    async def all(self, work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+        """Return the results of coroutines, in their order. Several run concurrently.
+
+        Args:
+            work: The coroutines, read one by one.
+        """
         return await some_at_once(iter(work), self._workers)
 
     async def _asked(self, url: str, operation: str, values: Mapping[str, Any]) -> Any:
@@ -535,20 +507,17 @@ class Identity(NamedTuple):
     client_params: Mapping[str, Any] | None = None
 
 
-async def connect(root: S3Prefix, identity: Identity) -> Any:
+async def connect(root: S3Prefix, identity: Identity, has_lanes: bool = True) -> Any:
     """Return a client of S3, which `storage.s3.disconnect` closes.
 
     Args:
         root: The prefix of the client, with its endpoint and region.
         identity: The credentials and further arguments.
+        has_lanes: Whether large objects are transferred by several clients.
 
     Raises:
         AccessDenied: If the role cannot be assumed. The errors of `translated` are raised as well.
     """
-    return await _connect(root, identity, lambda: _connect(root, identity, None))
-
-
-async def _connect(root: S3Prefix, identity: Identity, again: Again | None) -> Any:
     of_session = dict(identity.session_vars or {})
     subject = Subject(root.url or "S3", "")
     with translated(subject):
@@ -564,6 +533,7 @@ async def _connect(root: S3Prefix, identity: Identity, again: Again | None) -> A
                 session.set_credentials(*(of_session.get(name) for name in _KEYS))
             await assume_role_async(session, identity.role, of_session.get("region_name"))
             options = {name: value for name, value in options.items() if name not in _KEYS}
+        again = partial(connect, root, identity, False) if has_lanes else None
         return await connect_session(session, again, **options)
 
 

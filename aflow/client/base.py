@@ -311,6 +311,23 @@ def statuses(
     return [states(name) for name in names]
 
 
+def checked_tags(tags: Iterable[object]) -> list[str]:
+    """Return the tags by which a listing is filtered.
+
+    Args:
+        tags: The tags, each an argument of its own.
+
+    Raises:
+        InvalidInput: If one of them is not a text, such as a list of tags.
+    """
+    found: list[str] = []
+    for tag in tags:
+        if not isinstance(tag, str):
+            raise InvalidInput(f"{tag!r} is not a tag: give each tag as an argument of its own.")
+        found.append(tag)
+    return found
+
+
 def checked_limit(limit: int | None) -> int | None:
     """Return the limit.
 

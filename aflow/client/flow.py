@@ -10,6 +10,7 @@ from aflow._core import ids
 from aflow.client.base import (
     ClientObject,
     checked_limit,
+    checked_tags,
     local_time,
     seconds,
     shown_in_notebook,
@@ -128,14 +129,14 @@ class Flow(ClientObject):
             after: The last run of the previous page, or its id; None for the first page.
 
         Raises:
-            InvalidInput: If a status, a time or the limit is invalid.
+            InvalidInput: If a tag, a status, a time or the limit is invalid.
             NotFound: If the run in `after` does not exist.
         """
         namespace = get_namespace()
         return self._in_pages(
             checked_limit(limit),
             None if after is None else self._record(after),
-            tags=[*tags, *([] if namespace is None else [namespace])],
+            tags=[*checked_tags(tags), *([] if namespace is None else [namespace])],
             states=statuses(RunState, status, "a run"),
             since=seconds("since", since),
             until=seconds("until", until),

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
 
 from aflow._core import ids
-from aflow.client.base import PartOfRun, local_time
+from aflow.client.base import PartOfRun, checked_tags, local_time
 from aflow.client.code import RunCode, code_of
 from aflow.client.missing import MissingObject, checked
 from aflow.client.source import RunSource
@@ -111,7 +111,7 @@ class Run(PartOfRun):
         Args:
             *tags: Tags that the run must have, all of them.
         """
-        if not self.tags.issuperset(tags):
+        if not self.tags.issuperset(checked_tags(tags)):
             return
         for name, created_at, _ in self._source.metadata.steps(self._source.key):
             yield Step._of(self._source, name, created_at)

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
 
 from aflow._core import ids
-from aflow.client.base import PartOfRun, checked_limit, local_time, statuses
+from aflow.client.base import PartOfRun, checked_limit, checked_tags, local_time, statuses
 from aflow.client.missing import checked, missing_step
 from aflow.client.source import RunSource
 from aflow.client.task import Task
@@ -94,11 +94,11 @@ class Step(PartOfRun):
             limit: The maximum number of tasks; None for all.
 
         Raises:
-            InvalidInput: If the status is unknown or the limit is negative.
+            InvalidInput: If a tag is not a text, the status is unknown or the limit is negative.
         """
         states = statuses(TaskState, status, "a task", without=_NEVER_RECORDED)
         limit = checked_limit(limit)
-        if not self.tags.issuperset(tags):
+        if not self.tags.issuperset(checked_tags(tags)):
             return iter(())
         return self._in_windows(states, limit)
 

@@ -187,10 +187,11 @@ class LocalStore:
         try:
             with os.scandir(self._temporary) as entries:
                 for entry in entries:
-                    if entry.stat().st_mtime < now - older_than_s:
-                        _remove(entry.path)
-                        removed += 1
-        except FileNotFoundError:  # no folder yet, or a writer has just renamed its file
+                    with suppress(FileNotFoundError):  # a writer has just renamed its file
+                        if entry.stat().st_mtime < now - older_than_s:
+                            os.unlink(entry.path)
+                            removed += 1
+        except FileNotFoundError:  # no folder yet
             return removed
         except OSError as error:
             raise self._unavailable(error, "written") from error

@@ -400,3 +400,13 @@ def test_all_of_the_global_namespace_is_shown_however_it_is_asked(records: Recor
     assert ["Flow"] == [flow.id for flow in Metaflow()]
     assert ["1"] == [run.id for run in Flow("Flow")]
     assert Run("Flow/1").is_in_namespace()
+
+
+def test_a_list_is_not_a_tag_of_a_filter(records: Records) -> None:
+    records.run(tags=["a"]).task(1, "start").commit()
+
+    listings: list[Any] = [Flow("Flow").runs, Run("Flow/1").steps, Step("Flow/1/start").tasks]
+    for listing in listings:
+        with pytest.raises(InvalidInput, match="give each tag as an argument of its own"):
+            list(listing(["a"]))
+        assert 1 == len(list(listing("a")))

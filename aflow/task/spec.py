@@ -30,6 +30,7 @@ LOGGED = 1  # [LOGGED, task, attempt, stream (0 stdout, 1 stderr), at, bytes]
 ENDED = 2  # [ENDED, *AttemptReport]
 GROWN = 3  # [GROWN, task, attempt, items of its foreach so far, manifest so far]
 IMPORTED = 4  # [IMPORTED, the imports of the program]
+REACHED = 5  # [REACHED]: the program has called its flow; left out if the step has no timeout
 
 _MOST = 1_000_000  # elements of a list or map in a spec; bounded, since others can write to a queue
 

@@ -26,6 +26,7 @@ if os.environ.get("ACTIONS_DIE_AT_IMPORT"):
     os._exit(7)
 if os.environ.get("ACTIONS_EXIT_AT_IMPORT"):
     sys.exit(3)
+time.sleep(float(os.environ.get("ACTIONS_SLEEP_AT_IMPORT", "0")))
 if os.environ.get("ACTIONS_LEAVE_A_THREAD"):
     threading.Thread(target=threading.Event().wait, daemon=True).start()
 

@@ -153,11 +153,13 @@ async def test_a_step_that_reacts_to_nothing_is_killed_when_its_time_is_over(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(executor, "BACKSTOP", 0.2)
+    monkeypatch.setenv("ACTIONS_SLEEP_AT_IMPORT", "1.3")  # does not count
     async with executing(tmp_path, kind, grace=PATIENCE) as bench:
         task = bench.launch("be_deaf", step="hurry")
 
         assert ["timed_out"] == await bench.ended(task)
         assert "did not react" in bench.reason(task)
+        assert b"waiting" in bench.recorder.out(task)
         assert "spoken" == await bench.does("speak")
 
 

@@ -25,7 +25,7 @@ from aflow.storage.artifacts import Manifest
 from aflow.task.config_binding import with_values
 from aflow.task.program import check_is_flow, host
 from aflow.task.runner import describe, sentence
-from aflow.task.spec import GROWN, IMPORTED, AttemptReport, AttemptSpec
+from aflow.task.spec import GROWN, IMPORTED, REACHED, AttemptReport, AttemptSpec
 
 if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
@@ -304,6 +304,8 @@ class OneAttempt:
         runner.announce = lambda *grown: self.send_message(GROWN, *grown)
         runner.instance = lambda: flow
         spec = self._spec
+        if runner.definition.steps[spec.step].decorator("timeout") is not None:
+            self.send_message(REACHED)
         ended = _debugged(runner, spec) if self._is_debugged else runner.run(spec)
         child.flush()
         self.send_message(*ended.message())

@@ -26,7 +26,15 @@ from aflow.executors.local import child
 from aflow.executors.local import messages as wire
 from aflow.executors.local.surroundings import Randomness, Surroundings, own_decimal_context
 from aflow.task.runner import AttemptRunner
-from aflow.task.spec import GROWN, LOGGED, STARTED, AttemptKey, AttemptReport, AttemptSpec
+from aflow.task.spec import (
+    GROWN,
+    LOGGED,
+    REACHED,
+    STARTED,
+    AttemptKey,
+    AttemptReport,
+    AttemptSpec,
+)
 
 if TYPE_CHECKING:
     from aflow.flow.spec import FlowSpec
@@ -394,6 +402,7 @@ class Worker(ABC):
     def steps(self, flow: FlowSpec) -> int:
         """Run the first attempt and further ones, until the coordinator closes its end."""
         self._runner.instance = child.copies_of(flow)
+        self.send_message(REACHED)
         self._run_all()
         return 0
 

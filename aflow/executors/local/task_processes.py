@@ -23,7 +23,7 @@ from aflow.executors.local import messages
 from aflow.executors.local.admission import FREE, ConcurrencyLimit, Granted
 from aflow.executors.local.zygote_client import Zygotes
 from aflow.scheduler.states import AttemptState
-from aflow.task.spec import GROWN, IMPORTED, AttemptKey, AttemptReport, AttemptSpec
+from aflow.task.spec import GROWN, IMPORTED, REACHED, AttemptKey, AttemptReport, AttemptSpec
 
 if TYPE_CHECKING:
     from aflow.executors.local.terminal import Terminal
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 16  # bytes: what a pipe holds on Linux
 INTERRUPTED = "The task was interrupted: the run was stopped."
 CANCELLED = "The task was cancelled."
+STARTING = 300.0  # seconds in addition to a limit for a program that has not called its flow yet
 OVER_TIME = "The step ran over its time and did not react; its process was killed."
 
 Learn = Callable[[Mapping[str, Any]], None]  # receives the imports of a program
@@ -44,6 +45,7 @@ class FreshProcess:
     fds: list[int]  # reading ends: stdout, stderr, report
     terminal: Terminal | None
     granted: Granted
+    limit: float | None
     # The kills for memory on this machine before the attempt started.
     kills: int | None = field(default_factory=kills_for_memory)
     group: MemoryGroup | None = None  # bounds its memory, if supported
@@ -102,7 +104,8 @@ class FreshProcesses:
 
         Args:
             spec: The spec of the attempt.
-            limit: The seconds after which it is killed from outside; None for no limit.
+            limit: The seconds after which it is killed from outside, from the call of its flow on;
+                None for no limit.
             start: `fresh` for a new process, `fork` for a fork of the program.
             environment: The environment variables of its step, by name.
             terminal: The terminal that is lent to it, or None.
@@ -121,7 +124,7 @@ class FreshProcesses:
             reason = f"The task was lost: no pipes could be opened for it: {error.strerror}."
             self._settle_unstarted(spec, AttemptState.LOST, reason)
             return
-        process = FreshProcess(spec.attempt_key, readers, terminal, granted)
+        process = FreshProcess(spec.attempt_key, readers, terminal, granted, limit)
         kind = messages.RUN if terminal is None else messages.DEBUG
         environment = {**granted.early, **environment}
         late = granted.late
@@ -131,10 +134,7 @@ class FreshProcesses:
         child = self._link.fork(kind, start, environment, spec.encode(), writers, late)
         self._live[child] = process
         self._by_task[spec.attempt_key] = child
-        if limit is not None:
-            self._after(
-                process, limit, lambda: self._end(child, AttemptState.TIMED_OUT, OVER_TIME, 0.0)
-            )
+        self._watch(process, STARTING)
 
     def _settle_unstarted(self, spec: AttemptSpec, state: AttemptState, reason: str) -> None:
         base.settle_soon(self._reports, spec.attempt_key, state, reason, self._clock.now())
@@ -192,6 +192,16 @@ class FreshProcesses:
             self._after(process, grace, lambda: self._link.kill(child, signal.SIGKILL))
         else:
             self._link.kill(child, signal.SIGKILL)
+
+    def _watch(self, process: FreshProcess, later: float = 0.0) -> None:
+        """Kill an attempt when its time is over, which begins in so many seconds."""
+        if process.limit is not None:
+            child = self._by_task[process.attempt_key]
+            self._after(
+                process,
+                process.limit + later,
+                lambda: self._end(child, AttemptState.TIMED_OUT, OVER_TIME, 0.0),
+            )
 
     def _after(self, process: FreshProcess, seconds: float, what: Callable[[], None]) -> None:
         process.timers.append(self._loop.call_later(seconds, what))
@@ -333,6 +343,8 @@ class FreshProcesses:
                     self._reports.grown(*message[1:])
                 elif message[0] == IMPORTED:
                     self._learn(*message[1:])
+                elif message[0] == REACHED:
+                    self._watch(process)
                 else:
                     process.report = AttemptReport(*message[1:])
         return True

@@ -30,6 +30,7 @@ from aflow.executors.local.task_processes import (
     CANCELLED,
     INTERRUPTED,
     OVER_TIME,
+    STARTING,
     Learn,
     pipes,
 )
@@ -40,6 +41,7 @@ from aflow.task.spec import (
     GROWN,
     IMPORTED,
     LOGGED,
+    REACHED,
     STARTED,
     AttemptKey,
     AttemptReport,
@@ -72,6 +74,8 @@ class WorkerProcess:
         self.pid: int | None = None
         self.running: dict[AttemptKey, float] = {}  # since when
         self.sent: dict[AttemptKey, AttemptSpec] = {}  # sent and not started
+        self.first: AttemptSpec | None = None  # that it has started
+        self.has_reached_flow = False
         self.ending: str | None = None  # why the coordinator is ending it
         self._loop = loop
         self._unpacker = messages.unpacker()
@@ -451,12 +455,17 @@ class WorkerPool:
             self._learn(*message[1:])
         elif kind == LOGGED:
             self._reports.logged(*message[1:])
+        elif kind == REACHED:
+            assert worker.first is not None, "it has started one before"
+            worker.has_reached_flow = True
+            self._watch(worker.first)
         elif kind == STARTED:
             _, task, attempt, pid, at = message
             spec = worker.sent.pop((task, attempt))
             worker.running[(task, attempt)] = at
             self._stillborn = 0
-            self._watch(spec, at)
+            worker.first = worker.first or spec
+            self._watch(spec, 0.0 if worker.has_reached_flow else STARTING)
             self._reports.started(task, attempt, pid, at)
 
     def _note_end(self, worker: WorkerProcess, report: AttemptReport) -> None:
@@ -486,13 +495,15 @@ class WorkerPool:
 
     # ------------------------------------------------------------ timeouts and cancellation
 
-    def _watch(self, spec: AttemptSpec, at: float) -> None:
+    def _watch(self, spec: AttemptSpec, later: float = 0.0) -> None:
+        """Kill an attempt when its time is over, which begins in so many seconds."""
         limit = self._limit_of(spec.step)
         attempt_key = spec.attempt_key
         if limit is None or attempt_key in self._cancelled:
             return
+        self._unwatch(attempt_key)
         self._timers[attempt_key] = self._loop.call_later(
-            limit, lambda: self._end(attempt_key, AttemptState.TIMED_OUT, OVER_TIME, 0.0)
+            limit + later, lambda: self._end(attempt_key, AttemptState.TIMED_OUT, OVER_TIME, 0.0)
         )
 
     def _unwatch(self, attempt_key: AttemptKey) -> None:

@@ -13,11 +13,12 @@ import socket
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from aflow._core.backoff import Backoff, Tries
 from aflow._core.clock import Clock, SystemClock
 from aflow._core.settings import looked_up, variable_of
 from aflow._core.system import DESCRIPTORS
 from aflow._core.threads import in_thread
-from aflow.errors import AflowError, InvalidInput
+from aflow.errors import AflowError, InvalidInput, StoreUnavailable
 from aflow.executors import base, protocol
 from aflow.executors.base import NO_USAGE
 from aflow.executors.jobs.place import SLURM, JobPlace, place_of_this_job
@@ -46,7 +47,9 @@ if TYPE_CHECKING:
 
 GATHER = 1.0  # seconds for which events are collected into one message
 LOOK = 0.5  # seconds between checks for other members of a gang
-PATIENCE = 600.0  # seconds for which a finished main node waits for the others
+# Seconds for which a finished main node waits for the others, and reports for the datastore.
+PATIENCE = 600.0
+AWAY = Backoff(1.0, 30.0)  # while the datastore is unavailable
 # Bytes of output sent beyond the limit, so that the coordinator notices the truncation.
 SLACK = 1 << 17
 
@@ -277,7 +280,11 @@ class News:
             events, self._events = self._events, []
             for part in protocol.parts(events):
                 self._last = self._last._replace(number=self._last.number + 1, events=part)
-                await in_thread(self._box.put, self._last)
+                put = partial(in_thread, self._box.put, self._last)
+                # The first message shows whether this job may write to the datastore at all.
+                patience = PATIENCE if self._last.number > 1 else 0.0
+                tries = Tries(AWAY, patience=patience, waiting_for="the datastore", log=log_line)
+                await tries.retry_async(put, StoreUnavailable)
             if self._closed.is_set() and not self._events:
                 return
 

@@ -14,13 +14,14 @@ import pytest
 
 from aflow._core.backoff import Backoff
 from aflow._core.clock import SystemClock
-from aflow.errors import InvalidInput, JobSystemBusy, JobSystemError
+from aflow.errors import InvalidInput, JobSystemBusy, JobSystemError, StoreUnavailable
 from aflow.executors.base import Orphan
 from aflow.executors.jobs import polling
 from aflow.executors.jobs.base import CallLimits, JobState, JobStatus, lost
 from aflow.executors.jobs.executor import JobExecutor
 from aflow.executors.local.executor import needs_of
 from aflow.executors.protocol import Job, python_version
+from aflow.executors.remote import job as remote_job
 from aflow.flow.spec import define
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.scheduler.messages import NoInputs, Outcome, encode_inputs
@@ -29,6 +30,7 @@ from aflow.task.program import request_of
 from aflow.task.spec import AttemptSpec
 from tests.contracts.executing import Recorder, context_in
 from tests.contracts.flow_of_actions import ActionFlow
+from tests.support.failing import Failing, Points
 from tests.support.waiting import select_nothing
 
 
@@ -328,3 +330,28 @@ async def test_runs_of_a_process_share_one_system_until_the_last_one_leaves(
     await executors[1].stop()
     assert shared.is_closed
     assert (1, 0, []) == (shared.asked, other.asked, other.arrays)
+
+
+async def test_reports_of_a_job_wait_for_the_datastore_except_for_the_first_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWAY", "GATHER"):
+        monkeypatch.setattr(remote_job, name, Backoff(0.01, 0.01) if name == "AWAY" else 0.0)
+    store = LocalStore(tmp_path / "store")
+
+    async def sent(worker: str, fails_at: int) -> None:
+        points = Points(stop_at=fails_at, dies=False)
+        failing: Any = Failing(store, points, StoreUnavailable)
+        news = remote_job.News(failing, "F", "1", worker)
+        news.add(("first",))
+        sending = asyncio.create_task(news.send_until_closed())
+        await until(lambda: points.passed)
+        news.add(("second",))
+        news.close()
+        await sending
+
+    with pytest.raises(StoreUnavailable):
+        await sent("refused", 0)
+    await sent("patient", 1)
+    names = [name.rpartition("/reports/")[2] for name in store.list("jobs/F/1/reports/")]
+    assert ["patient/00000001", "patient/00000002"] == names

@@ -430,7 +430,7 @@ def executor_for(
             )
         for place, job_of in travels.jobs.items():
             made[place] = job_systems.executor.JobExecutor(
-                _SYSTEMS[place](), job_of, *common, clock, grace=grace
+                _system_of(place), job_of, *common, clock, grace=grace
             )
     if len(made) == 1 and not inside:
         return next(iter(made.values()))
@@ -440,21 +440,15 @@ def executor_for(
     return ByStep(by_step, made.get("local") if jobs else None)
 
 
-def _batch_system() -> Any:
-    calls = aws.client.AwsClient(manner=aws.client.ONCE)
-    return job_systems.batch.job_system.BatchSystem(calls)
-
-
-def _slurm_system() -> Any:
-    return job_systems.slurm.SlurmSystem(Settings.load().root / "slurm")
-
-
-def _kubernetes_system() -> Any:
+def _system_of(place: str) -> Any:
+    """Return the job system of a place."""
+    if place == "batch":
+        calls = aws.client.AwsClient(manner=aws.client.ONCE)
+        return job_systems.batch.job_system.BatchSystem(calls)
+    if place == "slurm":
+        return job_systems.slurm.SlurmSystem(Settings.load().root / "slurm")
     kubernetes = job_systems.kubernetes
     return kubernetes.job_system.KubernetesSystem(kubernetes.access.KubernetesCluster())
-
-
-_SYSTEMS = {"batch": _batch_system, "slurm": _slurm_system, "kubernetes": _kubernetes_system}
 
 
 def resource_notes(definition: FlowDefinition, options: RunOptions) -> list[str]:

@@ -364,16 +364,16 @@ class StateMachineJob:
 
     def _note_lost(self, records: Records, attempts: list[AttemptRecord]) -> None:
         """Record running attempts of earlier jobs as lost: they ended without a report."""
-        lost = [each for each in attempts if each.state is AttemptState.RUNNING]
-        if not lost:
-            return
         now = self._clock.now()
         reason = "The task was lost: its job ended without a report (its machine may have failed)."
-        ended = [
-            each._replace(state=AttemptState.LOST, finished_at=now, reason=reason) for each in lost
-        ]
-        records.commit(Batch(attempts=ended))
-        attempts[:] = [next((e for e in ended if e.attempt == a.attempt), a) for a in attempts]
+        lost = {
+            each.attempt: each._replace(state=AttemptState.LOST, finished_at=now, reason=reason)
+            for each in attempts
+            if each.state is AttemptState.RUNNING
+        }
+        if lost:
+            records.commit(Batch(attempts=[*lost.values()]))
+            attempts[:] = [lost.get(each.attempt, each) for each in attempts]
 
     def _context(self, records: Records) -> RunContext:
         run, deployment = records.run, self._deployment

@@ -19,6 +19,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -456,13 +457,9 @@ class JobExecutor(RemoteExecutor[str]):
             found = await self._look()
             await asyncio.gather(*map(self._conclude, self._by_gang(over)))
             for job, are_over in suspects.items():
-                array = self._arrays.get(job)
-                if array is None:  # its attempts have ended in the meantime
-                    continue
-                try:
-                    await self._look_at_members(array, are_over=are_over)
-                except JobSystemError:  # the next round of the poller retries
-                    continue
+                if job in self._arrays:  # otherwise its attempts have ended in the meantime
+                    with suppress(JobSystemError):  # the next round of the poller retries
+                        await self._look_at_members(self._arrays[job], are_over=are_over)
             wait = LISTING.first if found else LISTING.after(wait)
 
     async def _look(self) -> bool:
@@ -485,9 +482,9 @@ class JobExecutor(RemoteExecutor[str]):
     def _opened(self, name: str) -> ReportsMessage | None:
         try:
             return self._box.open(name)
-        except QueueError:  # not written by a job of this run
-            return None
-        except ObjectNotFound:  # another coordinator has taken over the run, and has deleted it
+        except (QueueError, ObjectNotFound):
+            # Not written by a job of this run; or another coordinator has taken over the run, and
+            # has deleted it.
             return None
 
     async def _clear(self) -> None:
@@ -552,10 +549,8 @@ class JobExecutor(RemoteExecutor[str]):
         # All attempts of a step have the same queue.
         queues = {each.step: self._job_of(each.step, 0).queue for each in self._arrays.values()}
         now = JobsOfRun(context.flow, context.run, self._system.title, queues, waiting)
-        try:
+        with suppress(MetadataError):  # the commits of the run report that
             await self._blocking(partial(self._board.publish, now))
-        except MetadataError:  # the commits of the run report that
-            pass
 
     async def _ask_why(self) -> None:
         """Request the reasons of waiting jobs whose status has none, a few at a time."""

@@ -16,7 +16,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from aflow._core.backoff import Backoff, Tries
 from aflow._core.clock import duration
@@ -56,11 +56,12 @@ class ServiceClient:
             parts = urlsplit(url)
             if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
                 raise refused
-        except ValueError:  # an invalid port, or an unclosed bracket
+            parts.hostname.encode("idna")  # as a connection will
+        except ValueError:  # an invalid port or name of a host, or an unclosed bracket
             raise refused from None
         self._secure = parts.scheme == "https"
         self._host, self._port = parts.hostname, parts.port
-        self._path = parts.path.rstrip("/")
+        self._path = quote(parts.path.rstrip("/"), safe="/%!$&'()*+,:;=@~")
         self.url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{self._path}"
         self._headers = dict(headers)
         self._clock = clock

@@ -244,9 +244,19 @@ def test_what_is_no_call_is_refused(tmp_path: Path) -> None:
             assert "message" in json.loads(caught.value.read())
 
 
-def test_an_address_that_is_none_is_refused() -> None:
+@pytest.mark.parametrize("url", ["http://", "http://a..b", f"http://{'x' * 64}.org", "http://[::1"])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(InvalidSetting, match="not an address of a metadata service"):
-        ServiceMetadata("http://", {}, SystemClock())
+        ServiceMetadata(url, {}, SystemClock())
+
+
+def test_the_path_of_an_address_may_have_any_characters(tmp_path: Path) -> None:
+    with running(tmp_path / "metadata.db", keys=()) as service:
+        store = ServiceMetadata(f"{service.url}/flöws of%20ours", {}, SystemClock())
+        with pytest.raises(MetadataUnavailable, match="answers 404"):
+            store.flows()
+        assert store.url == f"{service.url}/fl%C3%B6ws%20of%20ours"
+        store.close()
 
 
 @contextmanager

@@ -404,7 +404,12 @@ class _Reader:
             package = namespace.get("__package__") or ""
             if not package and what[1]:
                 package = module.rpartition(".")[0]
-            yield from self._of_imports(sources.names_of(what, package))
+            names = [*sources.names_of(what, package)]
+            yield from self._of_imports(names)
+            for name in names:  # `import os` inside a function, and an attribute `system`
+                library, _, used = name.partition(".")
+                for each in sorted({used, *mentions.attributes} - {""}):
+                    yield from self._by_text(library, each, module)
         if "__doc__" in mentions.attributes and self._source(module) is not None:
             yield _text_of(module, raw=True)
         if mentions.attributes & _REFLECTIVE_ATTRIBUTES:

@@ -401,6 +401,33 @@ def test_the_class_of_an_artifact_counts_for_the_step_that_uses_it(
 
 
 @pytest.mark.parametrize(
+    "used",
+    [
+        "0; import operator; operator.attrgetter('rate')(self.model)",
+        "0; from operator import methodcaller as call; call('rate')(self.model)",
+        "0; import os; os.system('python models.py')",
+        "0; from os import popen as begun; begun('python models.py')",
+        "0; import sys; sys.modules['models'].Model",
+    ],
+)
+def test_what_a_step_imports_itself_finds_code_by_strings_too(folders: Path, used: str) -> None:
+    flow = TWO_STEPS.format(top="import models", made="models.Model()", decorator="", used=used)
+    written = Written(models="class Model:\n    rate = V\n", flow_of_aflow=flow)
+    assert "end" in changed(folders, written)
+
+
+@pytest.mark.parametrize(
+    "used", ["0; import os; os.path.join('a', 'b')", "0; import sys; sys.argv"]
+)
+def test_what_a_step_imports_itself_to_find_no_code_changes_nothing(
+    folders: Path, used: str
+) -> None:
+    flow = TWO_STEPS.format(top="import models", made="models.Model()", decorator="", used=used)
+    written = Written(models="class Model:\n    rate = V\n", flow_of_aflow=flow)
+    assert "end" not in changed(folders, written)
+
+
+@pytest.mark.parametrize(
     "top",
     [
         "class D(UserStepDecorator):\n    def pre_step(self, *a, **k): self.x = V",

@@ -28,7 +28,6 @@ class RunSource:
     def __init__(self, place: ClientStores, record: RunRecord) -> None:
         self.place = place
         self.record = record
-        self._graph: Graph | None = None
         self._manifests: dict[int, Manifest] = {}
 
     @classmethod
@@ -88,14 +87,12 @@ class RunSource:
         if record is not None:
             self.record = record
 
-    @property
+    @cached_property
     def graph(self) -> Graph:
         """The graph that the run was started with."""
-        if self._graph is None:
-            if not self.record.graph:  # listings leave it out
-                self._read()
-            self._graph = Graph.from_dict(self.record.graph)
-        return self._graph
+        if not self.record.graph:  # listings leave it out
+            self._read()
+        return Graph.from_dict(self.record.graph)
 
     def change_tags(self, add: Iterable[str], remove: Iterable[str]) -> None:
         """Remove, then add user tags, in one transaction.

@@ -485,7 +485,9 @@ class Task(PartOfRun):
         """Return the tasks from which this task, and those of its page, have inherited an
         artifact."""
         manifests = (view.attempt.manifest for view in self._page if view.attempt is not None)
-        found = (Manifest.decode(data).origin(name) for data in manifests if data is not None)
+        found = (
+            Manifest.decode(data).origins().get(name) for data in manifests if data is not None
+        )
         return {origin for origin in found if origin is not None}
 
     def _no_artifact(self, name: str) -> str:

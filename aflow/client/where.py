@@ -67,9 +67,8 @@ class ClientStores:
     @property
     def has_begun(self) -> bool:
         """Whether any run has been recorded here."""
-        return self._database is None or self._database.exists() or self._has_history()
-
-    def _has_history(self) -> bool:
+        if self._database is None or self._database.exists():
+            return True
         return bool(history_folder(f"{_SQLITE}{self._database}"))
 
     @property

@@ -229,17 +229,6 @@ class Manifest:
         """Return the task that set each inherited artifact, by name."""
         return {name: task for task, names in self.inherited.items() for name in names}
 
-    def origin(self, name: str) -> int | None:
-        """Return the task that set an inherited artifact; None if this task set it, or if the
-        artifact is unknown.
-
-        Args:
-            name: The name of the artifact.
-        """
-        if name in self.artifacts:
-            return None
-        return next((task for task, names in self.inherited.items() if name in names), None)
-
 
 _MOST = 2_000_000  # limit of elements: manifests are untrusted, and memory must be bounded
 ENCODING = "pickle5"

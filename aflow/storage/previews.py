@@ -29,6 +29,7 @@ _COLUMNS = 20
 _ROWS = 6  # of a table
 _CELL = 40  # characters
 _BINS = 16
+_NUMERIC = "iufb"  # kinds of dtypes
 _SAMPLE = 4096  # numbers of an array in the sample for a histogram
 _PIXELS = 240  # maximum width and height of an image
 _LARGEST_IMAGE = 24_000  # bytes
@@ -192,7 +193,7 @@ def _of_numpy(numpy: Any, value: Any) -> dict[str, Any]:
 
 def _distribution(numpy: Any, array: Any) -> dict[str, Any]:
     """Return the range and histogram of an array of real numbers."""
-    if array.dtype.kind not in "iufb" or array.size < 2:
+    if array.dtype.kind not in _NUMERIC or array.size < 2:
         return {}
     flat = array.reshape(-1) if array.flags.c_contiguous else array.flat
     step = max(1, array.size // _SAMPLE)
@@ -222,9 +223,9 @@ def _of_pandas(pandas: Any, value: Any) -> dict[str, Any]:
         return _table([len(value), len(value.columns)], shown.columns, shown.dtypes, rows)
     if type(value) is pandas.Series:
         noted = {"len": len(value), "dtype": str(value.dtype)[:_REPR_LENGTH]}
-        numpy = sys.modules.get("numpy")
-        array = value.array if numpy is None else value.to_numpy()
-        return noted | (_distribution(numpy, array) if hasattr(array, "dtype") and numpy else {})
+        if value.dtype.kind not in _NUMERIC:  # its conversion may take long
+            return noted
+        return noted | _distribution(sys.modules["numpy"], value.to_numpy())
     return {}
 
 

@@ -82,12 +82,6 @@ class _Client:
         self._portal.close()
         self._folder.close()
 
-    @property
-    def _whole(self) -> list[str | None]:
-        if self._root.url is None:
-            raise S3InvalidUrl("get_all() needs a client that was made with s3root= or run=.")
-        return [None]
-
 
 Work = Callable[["Transfers"], Coroutine[Any, Any, T]]
 
@@ -176,7 +170,9 @@ class S3(_Client):
         Raises:
             S3InvalidUrl: If the client has no prefix.
         """
-        return self.get_recursive(self._whole, return_info)
+        if self._root.url is None:
+            raise S3InvalidUrl("get_all() needs a client that was made with s3root= or run=.")
+        return self.get_recursive([None], return_info)
 
     def info(self, key: str | None = None, return_missing: bool = False) -> S3Object:
         """Return the attributes of an object without downloading it. Raises as `get` does.

@@ -87,9 +87,8 @@ class FoundCard:
     def _repr_html_(self) -> str:
         from html import escape
 
-        frame = "width:100%;height:40rem;border:0"
         # Without allow-same-origin, scripts of the card cannot access the notebook.
-        frame = f'style="{frame}" sandbox="allow-scripts allow-popups"'
+        frame = 'style="width:100%;height:40rem;border:0" sandbox="allow-scripts allow-popups"'
         return f'<iframe {frame} srcdoc="{escape(self.html, quote=True)}"></iframe>'
 
     def __repr__(self) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from html import escape
 from itertools import islice
 from typing import NamedTuple
@@ -87,13 +88,11 @@ def application(shown: Shown, interval: int = 5) -> web.Application:
         return answer
 
     async def one(request: web.Request) -> web.Response:
-        try:
+        with suppress(NotFound, InvalidInput):  # the run was deleted, or the link is mistyped
             found = await asyncio.to_thread(_find, shown, request.match_info["path"])
-        except (NotFound, InvalidInput):  # it was deleted, or the link is mistyped
-            found = None
-        if found is None:
-            raise web.HTTPNotFound(text="There is no such card.")
-        return html(found.html)
+            if found is not None:
+                return html(found.html)
+        raise web.HTTPNotFound(text="There is no such card.")
 
     def html(text: str) -> web.Response:
         body = text.encode("utf-8", "surrogatepass")  # as it is stored

@@ -158,7 +158,8 @@ def _serve(
     tls_cert: str | None,
     tls_key: str | None,
 ) -> None:
-    from aflow.server.serve import Daemon, Listen, serve
+    from aflow.server.api import Daemon
+    from aflow.server.serve import Listen, serve
 
     log_to_stderr()
     settings = Settings.load(

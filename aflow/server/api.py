@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow._core import ids
 from aflow._core.clock import SystemClock
@@ -18,7 +18,7 @@ from aflow.server.routes.schemas import LARGEST_PAGE, LONGEST_WAIT
 from aflow.server.routes.table import ROUTES
 from aflow.server.routes.views import ViewRoutes, named_run, step_of
 from aflow.server.run_requests import fields_of, order_of
-from aflow.server.streams import Streams, last_event
+from aflow.server.streams import LOOK, Streams, last_event
 from aflow.server.ui import Pages
 from aflow.server.views import Views, plain_run, plain_task
 from aflow.task import code_package
@@ -41,30 +41,37 @@ _LARGEST_PACKAGE = 64 << 20
 _UPLOADS = 4  # code packages that may be in memory at once
 _SOON = 3.0  # deadline for the metadata in a readiness check, in seconds
 _PROBE = "server/ready"  # object written to check that the disk has free space
-_LOOK = 0.5  # seconds between polls of a run that another process drives
 _PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
+
+
+class Daemon(NamedTuple):
+    """The parts of a server that runs flows.
+
+    `blobs` stores artifacts, `queue` opens the queue whose workers run tasks, `shown` is the
+    metadata store combined with Metaflow's own records, and `keys` sign messages to workers."""
+
+    runs: Runs
+    blobs: BlobStore
+    metadata: MetadataStore
+    queue: Callable[[], Queue] | None = None
+    shown: MetadataStore | None = None
+    keys: Sequence[bytes] = ()
 
 
 class AflowApi:
     """The routes of the daemon and the pages of its web UI.
 
-    `watch` is called with the pathspec of each run that was asked to stop. `queue` opens the queue
-    whose workers run the tasks. `shown` is the metadata store combined with Metaflow's own records.
-    """
+    `watch` is called with the pathspec of each run that was asked to stop."""
 
     def __init__(
         self,
-        runs: Runs,
-        blobs: BlobStore,
-        metadata: MetadataStore,
+        daemon: Daemon,
         metrics: Metrics,
         scheduling: Scheduling | None,
         authenticator: Authenticator,
-        *,
         watch: Callable[[str], object] | None = None,
-        queue: Callable[[], Queue] | None = None,
-        shown: MetadataStore | None = None,
     ) -> None:
+        runs, blobs, metadata, queue, shown, _ = daemon
         shown, clock = shown or metadata, SystemClock()
         views = Views(shown, clock)
         self._runs = RunRoutes(runs, blobs, metadata, metrics, shown, views)
@@ -140,7 +147,6 @@ class RunRoutes:
         self._metadata = metadata
         self.streams = self._streams = Streams(shown)
         self._uploads = asyncio.Semaphore(_UPLOADS)
-        self._looking: asyncio.Task[Any] | None = None
 
     async def close(self, _: web.Application) -> None:
         """Close all streams and end all requests that wait for a run."""
@@ -157,15 +163,11 @@ class RunRoutes:
         datastore has free space, and no shutdown is in progress; otherwise the status is 503."""
         if self._runs.is_closed:
             raise CoordinatorClosed("The server is being stopped.")
-        # All probes share one check: a check that waits for an unresponsive database occupies a
-        # thread.
-        if self._looking is None or self._looking.done():
-            loop = asyncio.get_running_loop()
-            self._looking = loop.create_task(asyncio.to_thread(self._look))
-            self._looking.add_done_callback(lambda look: look.cancelled() or look.exception())
         try:
+            # Shared by all probes: a check that waits for an unresponsive database occupies a
+            # thread.
             async with asyncio.timeout(_SOON):
-                await asyncio.shield(self._looking)
+                await self._streams.shared("ready", self._look, 0.0)
         except TimeoutError as error:
             raise MetadataUnavailable(
                 f"The metadata in {self._metadata.url} do not answer within {_SOON:g} seconds."
@@ -233,11 +235,11 @@ class RunRoutes:
         await self._runs.wait(f"{flow}/{run}", at_most)
         while (left := give_up_at - loop.time()) > 0:  # another process may drive it
             record = await self._streams.shared(
-                f"record {flow}/{run}", lambda: self._views.run(flow, run), _LOOK
+                f"record {flow}/{run}", lambda: self._views.run(flow, run), LOOK
             )
             if record.finished_at is not None:
                 return
-            if await self._streams.rest(min(left, _LOOK)):
+            if await self._streams.rest(min(left, LOOK)):
                 return
 
     async def list_tasks(self, request: web.Request) -> web.StreamResponse:

@@ -209,7 +209,8 @@ class Columns:
             for host, place in hosts.items()
         ]
         yield ",\n".join(map(json.dumps, named))
-        steps, free = [*self.steps], [_Lanes() for _ in hosts]
+        steps = [*self.steps]
+        lanes: list[list[tuple[float, int]]] = [[] for _ in hosts]
         started = [row for row, at in enumerate(self.start) if at == at]
         started.sort(key=self.start.__getitem__)
         for chunk in range(0, len(started), _CHUNK):
@@ -226,7 +227,7 @@ class Columns:
                 }
                 event = {
                     "ph": "X", "name": f"{step}/{self.task[row]}", "cat": step, "pid": host,
-                    "tid": free[host].take(start, over), "ts": round(start * 1e6),
+                    "tid": _lane(lanes[host], start, over), "ts": round(start * 1e6),
                     "dur": round((over - start) * 1e6), "args": details,
                 }  # fmt: skip
                 lines.append(json.dumps(event))
@@ -281,21 +282,17 @@ class Columns:
         ]
 
 
-class _Lanes:
-    """Lanes for tasks that run at the same time; the lane that became free first is reused."""
-
-    def __init__(self) -> None:
-        self._ends: list[tuple[float, int]] = []
-
-    def take(self, start: float, end: float) -> int:
-        """Return the lane of a task. Tasks must be passed in the order of their starts."""
-        if self._ends and self._ends[0][0] <= start:
-            lane = self._ends[0][1]
-            heapq.heapreplace(self._ends, (end, lane))
-        else:
-            lane = len(self._ends)
-            heapq.heappush(self._ends, (end, lane))
-        return lane
+def _lane(ends: list[tuple[float, int]], start: float, end: float) -> int:
+    """Return a lane for a task beside those that run at the same time, and keep its end in the heap
+    `ends`. Tasks must be passed in the order of their starts; the lane that became free first is
+    reused."""
+    if ends and ends[0][0] <= start:
+        lane = ends[0][1]
+        heapq.heapreplace(ends, (end, lane))
+    else:
+        lane = len(ends)
+        heapq.heappush(ends, (end, lane))
+    return lane
 
 
 def _since(base: float, times: Sequence[float | None]) -> list[float]:

@@ -5,6 +5,7 @@ The job systems are not queried, so readers need no credentials for them. All ca
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from aflow.executors.jobs.board import JobsOfRun, of_runs_that_go_on
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 _MOST_RUNS = 500  # active runs
 _MOST_ROWS = 1000  # steps with jobs
+_MEMBER = re.compile(r"[#:]\d+(~.*)?\Z")  # index of a member of an array, or of a node
 _SUBMITTING = "name="  # prefix of the handle of a job that has no id yet
 
 
@@ -27,10 +29,9 @@ def queues(metadata: MetadataStore) -> dict[str, Any]:
     """
     jobs = of_runs_that_go_on(metadata.jobs())
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    rows, runs = 0, []
+    rows = 0
     # If there are no documents, no job system has jobs: skip reading the runs.
-    if jobs:
-        runs = metadata.runs(None, states=LIVE_RUN_STATES, limit=_MOST_RUNS)
+    runs = metadata.runs(None, states=LIVE_RUN_STATES, limit=_MOST_RUNS) if jobs else []
     for run in runs:
         mine = jobs.get((run.flow, run.run), ())
         counts = metadata.live_counts(run.key) if mine else {}
@@ -118,8 +119,4 @@ def _job(each: HandedAttempt, system: str, queue: str, waits: Any) -> dict[str, 
 
 def _array_of(handle: str) -> str:
     """Return the id of the job without the index of an array member or of a node."""
-    for mark in ("#", ":"):
-        head, found, index = handle.rpartition(mark)
-        if found and index.partition("~")[0].isdigit():
-            return head
-    return handle
+    return _MEMBER.sub("", handle)

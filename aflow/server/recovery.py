@@ -119,18 +119,15 @@ class RunRecovery:
                 if tries.begun and now - tries.latest > _LOADING:
                     self._runs.kill(name)  # the import of its flow file hangs
                 continue
-            self._note_failed(name, tries)
+            error = self._runs.last_error(name)
+            if error is not None:
+                tries.failed, tries.error = tries.failed + 1, error
             record = await asyncio.to_thread(self._metadata.run, flow, run)
             if record is not None and record.state not in TERMINAL_RUN_STATES:
                 await self._act_on(name, record, tries, now)
         self._tries = {
             name: tries for name, tries in self._tries.items() if now - tries.seen < _REMEMBERED
         }
-
-    def _note_failed(self, name: str, tries: Tries) -> None:
-        error = self._runs.last_error(name)
-        if error is not None:
-            tries.failed, tries.error = tries.failed + 1, error
 
     async def _act_on(self, name: str, record: RunRecord, tries: Tries, now: float) -> None:
         what = next_for(tries, record, now, self._recovery)

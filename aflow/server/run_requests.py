@@ -56,8 +56,8 @@ class RunRequest(NamedTuple):
         del fields["parameters"]
         return json.dumps(fields).encode()
 
-    @classmethod
-    def decode(cls, data: bytes) -> RunRequest:
+    @staticmethod
+    def decode(data: bytes) -> RunRequest:
         """Return the decoded run request.
 
         Args:
@@ -72,14 +72,7 @@ class RunRequest(NamedTuple):
             raise InvalidInput("'argv' has to be a list of texts.")
         if command not in ("run", "resume"):
             raise InvalidInput("'command' has to be run or resume.")
-        flow = fields.get("flow")
-        return cls(
-            ids.blob_key(fields.get("package", "")),
-            _script(fields.get("script")),
-            None if flow is None else ids.flow_name(flow),
-            tuple(argv),
-            command,
-        )
+        return _request(fields, tuple(argv), command)
 
 
 def fields_of(body: bytes) -> dict[str, Any]:
@@ -145,14 +138,7 @@ def order_of(fields: Mapping[str, Any], more: Sequence[str] = ()) -> RunRequest:
         *_workers(fields.get("max_workers")),
         *more,
     )
-    flow = fields.get("flow")
-    return RunRequest(
-        ids.blob_key(fields.get("package", "")),
-        _script(fields.get("script")),
-        None if flow is None else ids.flow_name(flow),
-        argv,
-        parameters=parameters,
-    )
+    return _request(fields, argv, parameters=parameters)
 
 
 def resume_order(
@@ -185,14 +171,21 @@ def resume_order(
         *_workers(max_workers),
         *([] if step is None else [ids.step_name(step)]),
     ]
-    return RunRequest(
-        package=ids.blob_key(package),
-        script=_script(script),
-        flow=ids.flow_name(flow),
-        argv=tuple(argv),
-        command="resume",
-        parameters=changed,
-    )
+    named = {"package": package, "script": script, "flow": flow}
+    return _request(named, tuple(argv), "resume", changed)
+
+
+def _request(
+    fields: Mapping[str, Any],
+    argv: tuple[str, ...],
+    command: str = "run",
+    parameters: tuple[str, ...] = (),
+) -> RunRequest:
+    """Return a request with the package, the script and the flow in `fields`, which are checked."""
+    package, flow = fields.get("package", ""), fields.get("flow")
+    name = None if flow is None else ids.flow_name(flow)
+    script = _script(fields.get("script"))
+    return RunRequest(ids.blob_key(package), script, name, argv, command, parameters)
 
 
 def _script(value: object) -> str:

@@ -96,7 +96,7 @@ class RunsLocation(NamedTuple):
 
 class Runs:
     """Starts and stops runs. At most `limit` are active at a time; each must be recorded within
-    `patience` seconds."""
+    `patience` seconds. `is_closed` is whether no more runs are started."""
 
     def __init__(
         self, place: RunsLocation, blobs: BlobStore, limit: int, patience: float = _PATIENCE
@@ -107,7 +107,7 @@ class Runs:
         self._limit = limit
         self._beginning = 0
         self._foreseeing = asyncio.Semaphore(_FORESEEN)
-        self._closed = False
+        self.is_closed = False
         self._processes: dict[str, Process] = {}
         self._reporting: set[asyncio.Task[None]] = set()
         self._last_errors: dict[str, str] = {}  # of processes that failed to recover their run
@@ -121,11 +121,6 @@ class Runs:
         """Return the pathspecs (Flow/run) of the active runs."""
         self._processes = {k: p for k, p in self._processes.items() if p.returncode is None}
         return [*self._processes]
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether no more runs are started."""
-        return self._closed
 
     @property
     def has_room(self) -> bool:
@@ -209,7 +204,7 @@ class Runs:
             raise CommandFailed("The dry run ended without a forecast.") from error
 
     def _refuse_when_closed(self) -> None:
-        if self._closed:
+        if self.is_closed:
             raise CoordinatorClosed("The server is being stopped: it begins no more runs.")
 
     @asynccontextmanager
@@ -252,7 +247,7 @@ class Runs:
             if pathspec is None:
                 raise CommandFailed(f"The run did not start: {_end_of(stderr)}")
         self._processes[pathspec] = process
-        if self._closed:
+        if self.is_closed:
             process.send_signal(signal.SIGHUP)  # it started while the daemon was shutting down
         return pathspec
 
@@ -345,7 +340,7 @@ class Runs:
         Args:
             pathspec: The pathspec of the run, `flow/run`.
         """
-        if self._closed:
+        if self.is_closed:
             return
         try:
             order = await asyncio.to_thread(self.ordered, pathspec)
@@ -442,7 +437,7 @@ class Runs:
             grace: The seconds for which active runs may continue.
             hurry: Ends the grace time early when set (by a second signal).
         """
-        self._closed = True
+        self.is_closed = True
         ended = asyncio.gather(*(self._processes[name].wait() for name in self.going_on()))
         hurried = asyncio.get_running_loop().create_task(hurry.wait())
         both: list[asyncio.Future[Any]] = [ended, hurried]

@@ -395,14 +395,14 @@ class Scheduling:
             CodePackageError: If the schedule's code package does not exist.
         """
         there = self._documents.document(KIND, schedule.name)
-        former = None if there is None else read(there)
-        if former is not None:
+        version, new, kept = 0, _package(schedule), []
+        if there is not None:
+            former = read(there)
             schedule = replace(schedule, latest=former.latest)
-        version = 0 if there is None else there.version
-        new, old = _package(schedule), former and _package(former)
-        self._keep(schedule.name, new, *([old] if old else []))  # before the check: gc may run
+            version, kept = there.version, [*filter(None, [_package(former)])]
+        self._keep(schedule.name, new, *kept)  # before the check: gc may run
         if not self._blobs.claim(new):
-            self._keep(schedule.name, *([old] if old else []))
+            self._keep(schedule.name, *kept)
             raise CodePackageError(
                 f"The code package {new[:12]}... does not exist, or no longer: send the code "
                 "again, then create the schedule."

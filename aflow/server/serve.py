@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow._core.backoff import Backoff, Tries
@@ -18,7 +19,7 @@ from aflow._core.clock import SystemClock
 from aflow._core.process import fastest_loop, on_signal
 from aflow.errors import AflowError, InvalidSetting
 from aflow.metadata.base import documents_of, registry_of
-from aflow.server.api import AflowApi
+from aflow.server.api import AflowApi, Daemon
 from aflow.server.app import Api, application
 from aflow.server.auth import Authenticator, is_loopback
 from aflow.server.listening import listening, settle
@@ -31,10 +32,7 @@ if TYPE_CHECKING:
     import ssl
 
     from aflow.metadata.base import MetadataStore
-    from aflow.queue.base import Queue
     from aflow.server.metaflow.api import MetaflowApi
-    from aflow.server.runs import Runs
-    from aflow.storage.blobs import BlobStore
 
 Loop = Callable[[], Coroutine[Any, Any, None]]
 
@@ -90,15 +88,12 @@ class Certificate:
         else:
             _log.info("The certificate %s is used from now on.", self._files[0])
 
-    def _look(self) -> list[tuple[int, int, int] | None]:
+    def _look(self) -> list[tuple[int, int, int]]:
         """Return inode, time and size of the files, to detect changes."""
-        found: list[tuple[int, int, int] | None] = []
+        found = []
         for file in self._files:
-            try:
+            with suppress(OSError):  # it is missing while it is replaced
                 status = os.stat(file)
-            except OSError:
-                found.append(None)
-            else:
                 found.append((status.st_ino, status.st_mtime_ns, status.st_size))
         return found
 
@@ -118,20 +113,6 @@ class Certificate:
                 f"TLS cannot use the certificate {cert} with the key {key}: {why}."
             ) from error
         return context
-
-
-class Daemon(NamedTuple):
-    """The parts of a server that runs flows.
-
-    `blobs` stores artifacts, `queue` opens the queue whose workers run tasks, `shown` is the
-    metadata store combined with Metaflow's own records, and `keys` sign messages to workers."""
-
-    runs: Runs
-    blobs: BlobStore
-    metadata: MetadataStore
-    queue: Callable[[], Queue] | None = None
-    shown: MetadataStore | None = None
-    keys: Sequence[bytes] = ()
 
 
 def serve(
@@ -159,55 +140,48 @@ def serve(
         InvalidSetting: If the address cannot be bound.
         AflowError: If a background task has ended unexpectedly.
     """
+
+    async def serving() -> None:
+        stop, hurry = asyncio.Event(), asyncio.Event()
+
+        def stop_requested() -> None:
+            # The first signal requests a graceful shutdown, the second one ends the grace time.
+            (hurry if stop.is_set() else stop).set()
+
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            on_signal(asyncio.get_running_loop(), signum, stop_requested)
+        is_local = is_loopback(listen.host)
+        authenticator = Authenticator(
+            listen.tokens, store, SystemClock(), anonymous=listen.anonymous, is_local=is_local
+        )
+        apis: list[Api] = [] if service is None else [service]
+        loops: dict[str, Loop] = {}
+        metrics = None
+        if daemon is not None:
+            metrics = Metrics(daemon.runs, daemon.metadata, daemon.queue)
+            apis.insert(0, _with_loops(daemon, listen, authenticator, metrics, loops))
+        tls = None
+        if listen.tls is not None:
+            tls = listen.tls.context
+            loops["certificate"] = listen.tls.run_forever
+        app = application(apis, authenticator, metrics)
+        try:
+            async with listening(app, listen.host, listen.port, title.lower(), tls) as port:
+                settle()
+                echo(f"{title} on {'http' if tls is None else 'https'}://{listen.host}:{port}")
+                try:
+                    await run_until(stop, loops)
+                finally:
+                    # Also after an error: active runs get their grace time, or are left to another
+                    # server.
+                    if daemon is not None:
+                        await daemon.runs.close(listen.grace, hurry)
+        finally:
+            if metrics is not None:
+                await metrics.close()
+
     with asyncio.Runner(loop_factory=fastest_loop()) as runner:
-        runner.run(_serve(title, listen, echo, store, service, daemon))
-
-
-async def _serve(
-    title: str,
-    listen: Listen,
-    echo: Callable[[str], object],
-    store: MetadataStore | None,
-    service: MetaflowApi | None,
-    daemon: Daemon | None,
-) -> None:
-    stop, hurry = asyncio.Event(), asyncio.Event()
-
-    def stop_requested() -> None:
-        # The first signal requests a graceful shutdown, the second one ends the grace time.
-        (hurry if stop.is_set() else stop).set()
-
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        on_signal(asyncio.get_running_loop(), signum, stop_requested)
-    is_local = is_loopback(listen.host)
-    authenticator = Authenticator(
-        listen.tokens, store, SystemClock(), anonymous=listen.anonymous, is_local=is_local
-    )
-    apis: list[Api] = [] if service is None else [service]
-    loops: dict[str, Loop] = {}
-    metrics = None
-    if daemon is not None:
-        metrics = Metrics(daemon.runs, daemon.metadata, daemon.queue)
-        apis.insert(0, _with_loops(daemon, listen, authenticator, metrics, loops))
-    tls = None
-    if listen.tls is not None:
-        tls = listen.tls.context
-        loops["certificate"] = listen.tls.run_forever
-    app = application(apis, authenticator, metrics)
-    try:
-        async with listening(app, listen.host, listen.port, title.lower(), tls) as port:
-            settle()
-            echo(f"{title} on {'http' if tls is None else 'https'}://{listen.host}:{port}")
-            try:
-                await run_until(stop, loops)
-            finally:
-                # Also after an error: active runs get their grace time, or are left to another
-                # server.
-                if daemon is not None:
-                    await daemon.runs.close(listen.grace, hurry)
-    finally:
-        if metrics is not None:
-            await metrics.close()
+        runner.run(serving())
 
 
 def _with_loops(
@@ -218,7 +192,7 @@ def _with_loops(
     loops: dict[str, Loop],
 ) -> AflowApi:
     """Create the API of a daemon, and add its background tasks to `loops`."""
-    runs, blobs, metadata, queue, shown, keys = daemon
+    runs, blobs, metadata, queue, _, keys = daemon
     clock = SystemClock()
     recovery = RunRecovery(runs, metadata, clock, listen.recovery)
     loops |= {"recovery of runs": recovery.run_forever, "metrics": metrics.run_forever}
@@ -230,10 +204,7 @@ def _with_loops(
     registry = registry_of(metadata)
     if queue is not None and registry is not None:
         loops["workers of the queue"] = AnnouncedWorkers(registry, queue, clock, keys).run_forever
-    return AflowApi(
-        runs, blobs, metadata, metrics, scheduling, authenticator,
-        watch=recovery.watch, queue=queue, shown=shown,
-    )  # fmt: skip
+    return AflowApi(daemon, metrics, scheduling, authenticator, recovery.watch)
 
 
 async def run_until(

@@ -81,21 +81,25 @@ class Streams:
             return False
 
     async def shared(self, key: str, read: Callable[[], T], fresh: float) -> T:
-        """Return the result of a call in a thread, shared by all requests of the last seconds.
+        """Return the result of a call in a thread. Requests for it share one thread.
 
         Args:
             key: The name of the call.
             read: The call.
-            fresh: The seconds for which requests share its result.
+            fresh: The seconds for which later requests get the same result.
         """
         loop = asyncio.get_running_loop()
+
+        def release(done: asyncio.Task[T]) -> None:
+            # Retrieve the error even if all requests have ended, which prevents a warning of
+            # asyncio.
+            done.cancelled() or done.exception()
+            loop.call_later(fresh, self._reads.pop, key, None)
+
         found = self._reads.get(key)
         if found is None:
             found = self._reads[key] = loop.create_task(asyncio.to_thread(read))
-            # Retrieve the error even if all requests have ended, which prevents a warning of
-            # asyncio.
-            found.add_done_callback(lambda done: done.cancelled() or done.exception())
-            loop.call_later(fresh, self._reads.pop, key, None)
+            found.add_done_callback(release)
         return await asyncio.shield(found)
 
     async def answer(

@@ -880,21 +880,6 @@ class Views:
 # ------------------------------------------------------------ plain values
 
 
-def source_of(run: RunRecord) -> dict[str, Any]:
-    """Return the origin of a run: the program that recorded it and, for Metaflow, the place of its
-    records. Metaflow's runs are read-only.
-
-    Args:
-        run: The run; its key shows whether Metaflow recorded it.
-    """
-    place = run.settings.get("metaflow")
-    return {
-        "recorded_by": "aflow" if place is None else "metaflow",
-        "read_from": place,
-        "read_only": run.key >= FIRST_KEY,
-    }
-
-
 def default_of(run: RunRecord, name: str) -> str | None:
     """Return the default of a parameter as a short text; None if it was not recorded, because it is
     not a plain value or the run is too old.
@@ -909,12 +894,18 @@ def default_of(run: RunRecord, name: str) -> str | None:
 
 
 def plain_run(run: RunRecord) -> dict[str, Any]:
-    """Return a run in the JSON form of the API.
+    """Return a run in the JSON form of the API. Runs that Metaflow recorded are read-only.
 
     Args:
-        run: The run.
+        run: The run; its key and its settings show whether Metaflow recorded it, and where.
     """
-    return {**source_of(run), **{name: getattr(run, name) for name in _OF_RUN}}
+    place = run.settings.get("metaflow")
+    return {
+        "recorded_by": "aflow" if place is None else "metaflow",
+        "read_from": place,
+        "read_only": run.key >= FIRST_KEY,
+        **{name: getattr(run, name) for name in _OF_RUN},
+    }
 
 
 def _listed(run: RunRecord) -> dict[str, Any]:
@@ -973,8 +964,7 @@ def _base_of(card: StoredCard) -> str:
 
 
 def _manifest_of(view: TaskView) -> Manifest:
-    data = view.attempt.manifest if view.attempt is not None else None
-    return _decoded(data) if data else Manifest()
+    return _decoded(None if view.attempt is None else view.attempt.manifest)
 
 
 def _damage(view: TaskView) -> str | None:
@@ -988,9 +978,9 @@ def _damage(view: TaskView) -> str | None:
     return None
 
 
-def _decoded(data: bytes) -> Manifest:
+def _decoded(data: bytes | None) -> Manifest:
     try:
-        return Manifest.decode(data)
+        return Manifest.decode(data) if data else Manifest()
     except AflowError:  # a damaged record must not break the page of the run
         return Manifest()
 

@@ -63,9 +63,8 @@ class AnnouncedWorkers:
         announced = await queue.announced() or {}
         for name, data in [*announced.items()][:_MOST]:
             presence = Presence.decode(data)
-            if presence is None or not presence.about:  # a worker that registers itself
-                continue
-            worker = worker_record((name, presence.about, 0.0, 0.0, None))
+            about = presence and presence.about  # empty: the worker registers itself
+            worker = worker_record((name, about, 0.0, 0.0, None)) if about else None
             if worker is None:
                 continue
             try:

@@ -16,7 +16,7 @@ import msgpack
 
 from aflow._core.clock import SystemClock
 from aflow.metadata.sqlite import SqliteMetadata
-from aflow.server.api import AflowApi
+from aflow.server.api import AflowApi, Daemon
 from aflow.server.app import Api, application
 from aflow.server.auth import OPEN, Authenticator
 from aflow.server.metaflow.api import MetaflowApi
@@ -56,7 +56,7 @@ def routes(folder: Path) -> list[Route]:
     authenticator = Authenticator([], metadata, SystemClock())
     metrics = Metrics(runs, metadata, None)
     apis: list[Api] = [
-        AflowApi(runs, blobs, metadata, metrics, None, authenticator),
+        AflowApi(Daemon(runs, blobs, metadata), metrics, None, authenticator),
         MetaflowApi(open_database("memory:", "process"), SystemClock(), metadata),
     ]
     app = application(apis, authenticator, metrics)

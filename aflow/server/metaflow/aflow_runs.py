@@ -23,7 +23,6 @@ from aflow.server.metaflow.messages import (
     CHUNK,
     Asked,
     JsonResponse,
-    Lister,
     Listing,
     PageRequest,
     RunScope,
@@ -52,32 +51,9 @@ class Own(NamedTuple):
     fields: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Rows ordered by key. `read(key, newest_first)` yields rows starting near the key (None: all
-    rows); rows on the wrong side of the key are skipped here."""
-
-    read: Callable[[Any, bool], Iterable[Own]]
-
-    def before(self, key: Any, limit: int) -> Iterable[Own]:
-        """Return the rows below a key, in descending order.
-
-        Args:
-            key: The exclusive upper bound; None for all rows.
-            limit: The maximum number of rows.
-        """
-        rows = self.read(key, True)
-        return islice((each for each in rows if key is None or each.key < key), limit)
-
-    def after(self, key: Any, limit: int) -> Iterable[Own]:
-        """Return the rows above a key, in ascending order.
-
-        Args:
-            key: The exclusive lower bound; None for all rows.
-            limit: The maximum number of rows.
-        """
-        rows = self.read(key, False)
-        return islice((each for each in rows if key is None or each.key > key), limit)
+Rows = Callable[[Any, bool], Iterable[Own]]
+"""Rows ordered by key: a function of a key (None: all rows) and of whether the newest come first,
+which yields rows starting near the key, also some on its wrong side."""
 
 
 def few_rows(rows: Iterable[Own]) -> Rows:
@@ -87,7 +63,7 @@ def few_rows(rows: Iterable[Own]) -> Rows:
         rows: The rows, in any order.
     """
     ordered = sorted(rows, key=operator.attrgetter("key"))
-    return Rows(lambda _, newest_first: reversed(ordered) if newest_first else ordered)
+    return lambda _, newest_first: reversed(ordered) if newest_first else ordered
 
 
 def task_rows(
@@ -122,7 +98,7 @@ def task_rows(
             rows = [Own(first + place, fields) for place, fields in enumerate(fields_of(view))]
             yield from (each for each in rows[:: -1 if newest_first else 1] if passes(each.fields))
 
-    return Rows(read)
+    return read
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,15 +114,13 @@ class Joined:
         """Return the requested page, or else the first rows."""
         if self.page is None:
             return self.after(session, None)
-        own = list(self.rows.before(self.page.after, self.page.limit))
         others = [] if self.listing is None else self.listing.first(session)
-        return self._merged(own, others, self.page.limit, newest_first=True)
+        return self._merged(others, self.page.after, self.page.limit, newest_first=True)
 
     def after(self, session: Transaction, key: Any) -> list[Any]:
         """Return the rows after a key, at most CHUNK."""
-        own = list(self.rows.after(key, CHUNK))
         others = [] if self.listing is None else self.listing.after(session, key)
-        return self._merged(own, others, CHUNK, newest_first=False)
+        return self._merged(others, key, CHUNK, newest_first=False)
 
     def render(self, row: Any) -> Any:
         """Return a row in the JSON form of Metaflow's service.
@@ -159,12 +133,18 @@ class Joined:
         assert self.listing is not None, "all rows are ours"
         return self.listing.render(row)
 
-    def _merged(
-        self, own: list[Own], others: list[Row], limit: int, newest_first: bool
-    ) -> list[Any]:
+    def _merged(self, others: list[Row], key: Any, limit: int, newest_first: bool) -> list[Any]:
+        is_beyond = operator.lt if newest_first else operator.gt
+        rows = self.rows(key, newest_first)
+        found = (each for each in rows if key is None or is_beyond(each.key, key))
+        own = list(islice(found, limit))
         keys = {each.key for each in own}
         both = [*own, *(row for row in others if row[0] not in keys)]
         return sorted(both, key=operator.itemgetter(0), reverse=newest_first)[:limit]
+
+
+Lister = Listing | Joined
+"""A list of rows that is read in chunks: all rows or a page. A row starts with its key."""
 
 
 # aflow's records as rows of the service, and the filters on them.
@@ -227,16 +207,6 @@ def task_row(run: RunRecord, view: TaskView) -> dict[str, Any]:
     """
     task, at = view.task, _milliseconds(view.task.created_at)
     return TaskScope(task.task, None, task.step, run.user, at, None).row(scope_of(run))
-
-
-def latest_metadata(run: RunRecord, view: TaskView) -> list[dict[str, Any]]:
-    """Return the metadata records of the latest attempt of a task; empty before it has started.
-
-    Args:
-        run: The run that the task belongs to.
-        view: The task with its latest attempt.
-    """
-    return metadata_rows(run, view, [] if view.attempt is None else [view.attempt], [])
 
 
 def metadata_rows(
@@ -497,9 +467,11 @@ class OwnRuns:
             filtered = self._filtered(run, asked)
             return task_rows(self._store, run, step, filtered, lambda _: True, light=False)
         if name == "get_metadata_of_run":
-            return task_rows(
-                self._store, run, None, lambda view: latest_metadata(run, view), passing
-            )
+
+            def latest(view: TaskView) -> list[dict[str, Any]]:
+                return metadata_rows(run, view, filter(None, [view.attempt]), ())
+
+            return task_rows(self._store, run, None, latest, passing)
         return task_rows(
             self._store, run, step, lambda view: self._artifacts(run, view), passing, light=False
         )

@@ -33,8 +33,8 @@ from aflow.metadata.metaflow.service import OWN
 from aflow.metadata.wire import WRITES
 from aflow.server.metaflow import checks
 from aflow.server.metaflow import routes as flows
-from aflow.server.metaflow.aflow_runs import OwnRuns
-from aflow.server.metaflow.messages import CHUNK, PROTOCOL, Asked, JsonResponse, Lister
+from aflow.server.metaflow.aflow_runs import Lister, OwnRuns
+from aflow.server.metaflow.messages import CHUNK, PROTOCOL, Asked, JsonResponse
 from aflow.server.metaflow.routes import ROUTES, ServiceRoute
 
 try:
@@ -259,11 +259,10 @@ class MetaflowApi:
 
     async def _listed(self, request: web.Request, listing: Lister) -> web.StreamResponse:
         rows = await self._in_thread(lambda: self._database.read(listing.first))
-        if listing.page is not None:
-            headers = listing.page.headers([row[0] for row in rows])
+        page = listing.page
+        if page is not None or len(rows) < CHUNK:
+            headers = {} if page is None else page.headers([row[0] for row in rows])
             return _sent(request, _encoded(listing, rows), 200, headers)
-        if len(rows) < CHUNK:
-            return _sent(request, _encoded(listing, rows), 200, {})
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         response.enable_compression()
         await response.prepare(request)

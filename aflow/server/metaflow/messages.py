@@ -6,12 +6,12 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from aflow._core.records import NamedTuple, dataclass, field
 from aflow.errors import RegistrationRefused
 from aflow.server.metaflow import checks
-from aflow.server.metaflow.database import Row, Transaction, sql
+from aflow.server.metaflow.database import Row, Transaction
 
 # The run and the task that a path names.
 
@@ -103,35 +103,6 @@ class TaskScope(NamedTuple):
             "ts_epoch": self.ts_epoch,
             "last_heartbeat_ts": self.heartbeat,
         }
-
-
-def find_run(session: Transaction, flow: str, run: str) -> RunScope | None:
-    """Return the run with this number or name; None if there is none.
-
-    Args:
-        session: The transaction to read in.
-        flow: The name of the flow.
-        run: The number assigned by the service, or the name chosen by the client.
-    """
-    number = checks.number(run)
-    name = "run_by_name" if number is None else "run_by_number"
-    found = session.rows(sql()[name], [flow, run if number is None else number])
-    return RunScope.of(flow, found[0]) if found else None
-
-
-def find_task(session: Transaction, run: RunScope, step: str, task: str) -> TaskScope | None:
-    """Return the task of a step with this number or name; None if there is none.
-
-    Args:
-        session: The transaction to read in.
-        run: The run that the task belongs to.
-        step: The name of the step.
-        task: The number or name of the task.
-    """
-    number = checks.number(task)
-    name = "task_by_name" if number is None else "task_by_number"
-    found = session.rows(sql()[name], [run.number, step, task if number is None else number])
-    return TaskScope(*found[0]) if found else None
 
 
 def missing() -> RegistrationRefused:
@@ -402,33 +373,6 @@ class JsonResponse:
     body: Any
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
-
-
-class Lister(Protocol):
-    """A list of rows that is read in chunks: all rows or a page. A row starts with its key."""
-
-    @property
-    def page(self) -> PageRequest | None:
-        """The requested page; None for all rows."""
-
-    def first(self, session: Transaction) -> list[Row]:
-        """Return the requested page, or else the first rows.
-
-        Args:
-            session: The transaction to read in.
-        """
-
-    def after(self, session: Transaction, key: Any) -> list[Row]:
-        """Return the rows after a key, at most CHUNK; fewer if they are the last ones.
-
-        Args:
-            session: The transaction to read in.
-            key: The key of the last row that was read; None to start.
-        """
-
-    @property
-    def render(self) -> Callable[[Row], Any]:
-        """A function that returns a row in the JSON form of the service."""
 
 
 @dataclass(frozen=True, slots=True)

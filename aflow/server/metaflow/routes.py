@@ -20,8 +20,6 @@ from aflow.server.metaflow.messages import (
     TaskScope,
     duplicate,
     filters,
-    find_run,
-    find_task,
     missing,
     no_parent,
     page_of,
@@ -169,7 +167,7 @@ def change_tags(session: Transaction, asked: Asked) -> JsonResponse:
 
 
 def the_run(session: Transaction, asked: Asked) -> RunScope:
-    """Return the run of the path.
+    """Return the run of the path, which has its number or its name.
 
     Args:
         session: The transaction to read in.
@@ -178,10 +176,12 @@ def the_run(session: Transaction, asked: Asked) -> RunScope:
     Raises:
         RegistrationRefused: If the run does not exist (404).
     """
-    found = find_run(session, asked.flow, asked.run)
-    if found is None:
+    number = checks.number(asked.run)
+    query = "run_by_name" if number is None else "run_by_number"
+    found = session.rows(sql()[query], [asked.flow, asked.run if number is None else number])
+    if not found:
         raise missing()
-    return found
+    return RunScope.of(asked.flow, found[0])
 
 
 def _empty_if_missing(
@@ -316,7 +316,7 @@ def beat_task(session: Transaction, asked: Asked) -> JsonResponse:
 
 
 def the_task(session: Transaction, asked: Asked) -> tuple[RunScope, TaskScope]:
-    """Return the run and the task of the path.
+    """Return the run and the task of the path, which has the number or the name of each.
 
     Args:
         session: The transaction to read in.
@@ -325,11 +325,13 @@ def the_task(session: Transaction, asked: Asked) -> tuple[RunScope, TaskScope]:
     Raises:
         RegistrationRefused: If the run or the task does not exist (404).
     """
-    run = the_run(session, asked)
-    task = find_task(session, run, asked.step, asked.task)
-    if task is None:
+    run, number = the_run(session, asked), checks.number(asked.task)
+    query = "task_by_name" if number is None else "task_by_number"
+    key = asked.task if number is None else number
+    found = session.rows(sql()[query], [run.number, asked.step, key])
+    if not found:
         raise missing()
-    return run, task
+    return run, TaskScope(*found[0])
 
 
 def _of_step(run: RunScope, asked: Asked) -> Condition:
@@ -390,11 +392,10 @@ def registered(session: Transaction, asked: Asked) -> tuple[RunScope, TaskScope]
         session: The transaction to read in.
         asked: The request.
     """
-    run = find_run(session, asked.flow, asked.run)
-    task = run and find_task(session, run, asked.step, asked.task)
-    if run is None or task is None:
-        raise RegistrationRefused.of(400, "need to register run_id and task_id first")
-    return run, task
+    try:
+        return the_task(session, asked)
+    except RegistrationRefused:
+        raise RegistrationRefused.of(400, "need to register run_id and task_id first") from None
 
 
 def _metadata_listing(run: RunScope, asked: Asked, condition: Condition) -> Listing:

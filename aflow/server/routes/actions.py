@@ -52,7 +52,7 @@ from aflow.queue.base import check_topic
 from aflow.runs import gc
 from aflow.runs.liveness import request_end
 from aflow.scheduler.states import LIVE_RUN_STATES, TERMINAL_RUN_STATES, RunState
-from aflow.server.auth import Caller, attended, caller_of, refusal
+from aflow.server.auth import attended, caller_of, refusal
 from aflow.server.filters import RunFilter, parse
 from aflow.server.request_bodies import json_of, number_of
 from aflow.server.routes import schemas
@@ -112,7 +112,12 @@ class ActionRoutes:
         caller = caller_of(request)
         return web.json_response(
             {
-                "caller": None if caller is None else _caller_json(caller),
+                "caller": caller
+                and {
+                    "name": caller.name,
+                    "scope": caller.scope,
+                    "expires_at": caller.token and caller.token.expires_at,
+                },
                 "version": __version__,
                 "python": platform.python_version(),
                 "metadata": self._metadata.url,
@@ -708,12 +713,6 @@ async def _message_ids(request: web.Request) -> list[str]:
     if not all(isinstance(each, str) and 0 < len(each) <= 300 for each in found):
         raise InvalidInput("An id of a message is a text of at most 300 characters.")
     return found
-
-
-def _caller_json(caller: Caller) -> dict[str, Any]:
-    token = caller.token
-    expires_at = None if token is None else token.expires_at
-    return {"name": caller.name, "scope": caller.scope, "expires_at": expires_at}
 
 
 def _code_of(run: RunRecord) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from aflow.flow.graph import Kind
@@ -14,23 +15,26 @@ LARGEST_PAGE = 1000
 LONGEST_WAIT = 60  # maximum time that a request may wait for the end of a run, in seconds
 
 
-def text(meaning: str, **more: Any) -> Schema:
-    """Return the schema of a string.
+def _plain(type_: str | list[str], meaning: str, **more: Any) -> Schema:
+    """Return the schema of a plain value.
 
     Args:
-        meaning: The description of the field, for readers of the OpenAPI document.
-        **more: More keywords of JSON Schema, such as `pattern`.
+        type_: The type of the value in JSON Schema; several, if it may be null.
+        meaning: The description of the field, with its unit, and what null means, for readers of
+            the OpenAPI document.
+        **more: More keywords of JSON Schema, such as `pattern` or `minimum`.
     """
-    return {"type": "string", "description": meaning, **more}
+    return {"type": type_, "description": meaning, **more}
 
 
-def maybe_text(meaning: str) -> Schema:
-    """Return the schema of a string or null.
-
-    Args:
-        meaning: The description of the field, for readers of the OpenAPI document.
-    """
-    return {"type": ["string", "null"], "description": meaning}
+text = partial(_plain, "string")
+maybe_text = partial(_plain, ["string", "null"])
+flag = partial(_plain, "boolean")
+count = partial(_plain, "integer", minimum=0)
+whole = partial(_plain, "integer")
+maybe_whole = partial(_plain, ["integer", "null"])
+real = partial(_plain, "number")
+maybe_real = partial(_plain, ["number", "null"])
 
 
 def choice(values: Any, meaning: str) -> Schema:
@@ -41,63 +45,6 @@ def choice(values: Any, meaning: str) -> Schema:
         meaning: The description of the field, for readers of the OpenAPI document.
     """
     return {"enum": [*values], "description": meaning}
-
-
-def flag(meaning: str) -> Schema:
-    """Return the schema of true or false.
-
-    Args:
-        meaning: The description of the field, for readers of the OpenAPI document.
-    """
-    return {"type": "boolean", "description": meaning}
-
-
-def count(meaning: str) -> Schema:
-    """Return the schema of a non-negative whole number.
-
-    Args:
-        meaning: The description of the field, for readers of the OpenAPI document.
-    """
-    return {"type": "integer", "minimum": 0, "description": meaning}
-
-
-def whole(meaning: str) -> Schema:
-    """Return the schema of a whole number.
-
-    Args:
-        meaning: The description of the field, for readers of the OpenAPI document.
-    """
-    return {"type": "integer", "description": meaning}
-
-
-def maybe_whole(meaning: str, **more: Any) -> Schema:
-    """Return the schema of a whole number or null.
-
-    Args:
-        meaning: The description of the field, for readers of the OpenAPI document.
-        **more: More keywords of JSON Schema, such as `minimum`.
-    """
-    return {"type": ["integer", "null"], "description": meaning, **more}
-
-
-def real(meaning: str, **more: Any) -> Schema:
-    """Return the schema of a number.
-
-    Args:
-        meaning: The description of the field, with its unit.
-        **more: More keywords of JSON Schema, such as `minimum`.
-    """
-    return {"type": "number", "description": meaning, **more}
-
-
-def maybe_real(meaning: str, **more: Any) -> Schema:
-    """Return the schema of a number or null.
-
-    Args:
-        meaning: The description of the field, with its unit, and what null means.
-        **more: More keywords of JSON Schema, such as `minimum`.
-    """
-    return {"type": ["number", "null"], "description": meaning, **more}
 
 
 def number(most: int, meaning: str, default: int | None = None) -> Schema:

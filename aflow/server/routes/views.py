@@ -275,20 +275,16 @@ class ViewRoutes:
 
     async def _source(self, topic: _Topic) -> Callable[[], AsyncIterator[bytes]]:
         if topic.kind == "runs":
-            return _Changes("runs", lambda: self._streams.shared("runs", self._recent, _FRESH)).look
+            return _changes("runs", lambda: self._streams.shared("runs", self._recent, _FRESH))
         path = f"{topic.flow}/{topic.run}"
         if topic.kind == "run":  # a deleted run is reported, too
-            return _Changes(
-                "run",
-                lambda: self._streams.shared(
-                    path, lambda: self._state(topic.flow, topic.run), _FRESH
-                ),
-            ).look
+            read = partial(self._state, topic.flow, topic.run)
+            return _changes("run", lambda: self._streams.shared(path, read, _FRESH))
         run = await asyncio.to_thread(self._views.run, topic.flow, topic.run)
         log_tail = await asyncio.to_thread(self._views.log_tail, run, None, topic.task, topic.after)
         # Runs recorded by Metaflow have no version that changes with their output.
         looks = None if run.key >= FIRST_KEY else partial(self._version, path, run)
-        return _Lines(path, topic.task, log_tail, looks).look
+        return _lines(path, topic.task, log_tail, looks)
 
     async def _version(self, path: str, run: RunRecord) -> Any:
         """Return the version of a run, read once for all streams that follow its output."""
@@ -431,52 +427,43 @@ def _topic(text: str) -> _Topic:
     )
 
 
-class _Changes:
-    """A source that sends an event if the result of `read` differs from the last one sent."""
+def _changes(name: str, read: Callable[[], Awaitable[Any]]) -> Callable[[], AsyncIterator[bytes]]:
+    """Return a source that sends an event if what `read` returns differs from the last one sent."""
+    sent: Any = None
 
-    def __init__(self, name: str, read: Callable[[], Any]) -> None:
-        self._name = name
-        self._read = read
-        self._sent: Any = None
+    async def look() -> AsyncIterator[bytes]:
+        nonlocal sent
+        found = await read()
+        if found != sent:
+            sent = found
+            yield event(name, found)
 
-    async def look(self) -> AsyncIterator[bytes]:
-        found = await self._read()
-        if found != self._sent:
-            self._sent = found
-            yield event(self._name, found)
+    return look
 
 
-class _Lines:
-    """A source of new lines of a log. The log is read only if the result of `version` has
+def _lines(
+    path: str, task: int | None, log_tail: LogTail, version: Callable[[], Awaitable[Any]] | None
+) -> Callable[[], AsyncIterator[bytes]]:
+    """Return a source of new lines of a log. The log is read only if the result of `version` has
     changed."""
+    seen: Any = None
 
-    def __init__(
-        self,
-        path: str,
-        task: int | None,
-        log_tail: LogTail,
-        version: Callable[[], Awaitable[Any]] | None,
-    ) -> None:
-        self._path = path
-        self._task = task
-        self._log_tail = log_tail
-        self._version = version
-        self._seen: Any = None
+    def some() -> list[dict[str, Any]]:
+        return [plain_line(line) for line in islice(log_tail.poll(), _LINES)]
 
-    async def look(self) -> AsyncIterator[bytes]:
-        if self._version is not None:
-            seen = await self._version()
-            if seen is not None and seen == self._seen:
+    async def look() -> AsyncIterator[bytes]:
+        nonlocal seen
+        if version is not None:
+            before, seen = seen, await version()  # before the lines: newer ones come next time
+            if seen is not None and seen == before:
                 return
-            self._seen = seen  # read before the lines: newer ones come next time
-        while lines := await asyncio.to_thread(self._some):
-            head = {"run": self._path, "task": self._task, "lines": lines}
-            yield event("lines", {**head, "next": self._log_tail.position})
+        while lines := await asyncio.to_thread(some):
+            head = {"run": path, "task": task, "lines": lines}
+            yield event("lines", {**head, "next": log_tail.position})
             if len(lines) < _LINES:
                 return
 
-    def _some(self) -> list[dict[str, Any]]:
-        return [plain_line(line) for line in islice(self._log_tail.poll(), _LINES)]
+    return look
 
 
 def named_run(request: web.Request) -> tuple[str, str]:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from aflow._core.private_folders import writable_or_temporary
 from aflow._core.secret import without_credentials
-from aflow._core.settings import environment_with
+from aflow._core.settings import environment_with, without_signing_key
 from aflow.errors import EnvironmentFailed, MissingExtra, UnsafeFolder
 
 Report = Callable[[str], None]
@@ -96,7 +96,8 @@ class Uv:
         fixed = {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1", **(more or {})}
         fixed |= self._index.variables if index else {}
         without = ("VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH", *_SOLVING_VARIABLES * (not solves))
-        environment = environment_with(fixed, without=without)
+        # Builds of packages run code of others.
+        environment = without_signing_key(environment_with(fixed, without=without))
         environment.setdefault("UV_HTTP_RETRIES", "2")
         if "UV_CACHE_DIR" not in environment:
             environment["UV_CACHE_DIR"] = _cache_of_uv(environment)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -125,12 +126,8 @@ def call_through(hooks: list[StepHook], step: Callable[[], object]) -> None:
         step: Runs the step.
     """
     for each in reversed(hooks):
-        step = _inside(each, step)
+        step = partial(each.call, step)
     step()
-
-
-def _inside(hook: StepHook, step: Callable[[], object]) -> Callable[[], object]:
-    return lambda: hook.call(step)
 
 
 async def await_through(hooks: list[StepHook], step: Callable[[], Awaitable[object]]) -> None:
@@ -141,14 +138,8 @@ async def await_through(hooks: list[StepHook], step: Callable[[], Awaitable[obje
         step: Runs the coroutine step.
     """
     for each in reversed(hooks):
-        step = _inside_async(each, step)
+        step = partial(each.call_async, step)
     await step()
-
-
-def _inside_async(
-    hook: StepHook, step: Callable[[], Awaitable[object]]
-) -> Callable[[], Awaitable[object]]:
-    return lambda: hook.call_async(step)
 
 
 # Custom step decorators: actions before, instead of and after the step.
@@ -164,14 +155,9 @@ class CustomHook(StepHook):
     def call(self, step: Callable[[], object]) -> object:
         """Run `pre_step`, the step or its replacement, and `post_step`."""
         error, follow = None, None
-        instead = self._pre_step()
+        body = self._body(step)
         try:
-            if self._custom.skip_step:
-                follow = self._custom.skip_step
-            elif instead is not None:
-                follow = instead(*self._arguments) or None
-            else:
-                step()
+            follow = body() or None
         except Exception as raised:  # noqa: BLE001 -- the decorator decides how to handle it
             error = raised
         self._conclude(error, follow)
@@ -180,19 +166,21 @@ class CustomHook(StepHook):
     async def call_async(self, step: Callable[[], Awaitable[object]]) -> object:
         """Do the same for a coroutine step, whose replacement may be a coroutine, too."""
         error, follow = None, None
-        instead = self._pre_step()
+        body = self._body(step)
         try:
-            if self._custom.skip_step:
-                follow = self._custom.skip_step
-            elif instead is not None:
-                result = instead(*self._arguments)
-                follow = (await result if inspect.isawaitable(result) else result) or None
-            else:
-                await step()
+            result = body()
+            follow = (await result if inspect.isawaitable(result) else result) or None
         except Exception as raised:  # noqa: BLE001 -- the decorator decides how to handle it
             error = raised
         self._conclude(error, follow)
         return None
+
+    def _body(self, step: Callable[[], object]) -> Callable[[], object]:
+        """Call `pre_step`; return the step, or what replaces it and returns what follows."""
+        instead = self._pre_step()
+        if self._custom.skip_step:
+            return lambda: self._custom.skip_step
+        return step if instead is None else lambda: instead(*self._arguments)
 
     @property
     def _arguments(self) -> tuple[Any, ...]:

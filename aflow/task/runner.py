@@ -88,16 +88,19 @@ class Execution:
         self.task: StepContext
         self.token: Any = None
 
-    def leave_if_forked(self) -> None:
-        """Exit from a process that the step has forked, as the program would without aflow.
+    @contextmanager
+    def outcome(self) -> Iterator[None]:
+        """Run a part of the attempt in the block: every exception of a step is its outcome.
 
-        The attempt is reported by the process that it started in.
+        A process that the step has forked exits here, as the program would without aflow. The
+        attempt is reported by the process that it started in.
         """
-        if os.getpid() == self.pid:
-            return
-        if self.error is not None:
-            raise self.error
-        raise SystemExit(0)
+        try:
+            yield
+        except BaseException as error:
+            self.error = error
+        if os.getpid() != self.pid:
+            raise self.error or SystemExit(0)
 
     @property
     def arguments(self) -> tuple[Any, ...]:
@@ -172,15 +175,12 @@ class AttemptRunner:
             The report of its end.
         """
         execution = self._begin(spec)
-        try:
+        with execution.outcome():
             self._prepare(execution)
             if execution.hooks:
                 self._surround(execution)
             elif not spec.fallback:
                 self._call(execution)
-        except BaseException as error:  # every exception of a step is its outcome
-            execution.error = error
-        execution.leave_if_forked()
         return self._conclude(execution)
 
     async def run_async(
@@ -198,15 +198,12 @@ class AttemptRunner:
         """
         execution = self._begin(spec)
         execution.is_cancelled = is_cancelled
-        try:
+        with execution.outcome():
             self._prepare(execution)
             if execution.hooks:
                 await self._surround_async(execution)
             elif not spec.fallback:
                 await self._await(execution)
-        except BaseException as error:  # every exception of a step is its outcome
-            execution.error = error
-        execution.leave_if_forked()
         return self._conclude(execution)
 
     # ------------------------------------------------------------ call
@@ -232,22 +229,16 @@ class AttemptRunner:
     def _surround(self, execution: Execution) -> None:
         """Call the step within the hooks of its decorators."""
         begun: list[StepHook] = []
-        try:
+        with execution.outcome():
             self._before(execution, begun)
             call_through(execution.hooks, lambda: self._call(execution))
-        except BaseException as error:  # every exception of a step is its outcome
-            execution.error = error
-        execution.leave_if_forked()
         self._after(execution, begun)
 
     async def _surround_async(self, execution: Execution) -> None:
         begun: list[StepHook] = []
-        try:
+        with execution.outcome():
             self._before(execution, begun)
             await await_through(execution.hooks, lambda: self._await(execution))
-        except BaseException as error:  # every exception of a step is its outcome
-            execution.error = error
-        execution.leave_if_forked()
         self._after(execution, begun)
 
     @staticmethod

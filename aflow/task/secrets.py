@@ -10,12 +10,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from aflow._core.settings import Settings
 from aflow.errors import AflowError, SecretsError
 from aflow.task.environment import Variables
 from aflow.task.hooks import StepHook
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "aflow.secrets"
 SECRETS = Variables("secrets")
@@ -154,15 +157,15 @@ def _default_backend(id: str | None) -> str:
     )
 
 
-def known_backends() -> dict[str, Any]:
+def known_backends() -> dict[str, EntryPoint]:
     """Return the backends by name, including the entry points of other packages."""
-    from importlib.metadata import entry_points  # only needed for steps with secrets
+    from importlib.metadata import EntryPoint, entry_points  # only needed for steps with secrets
 
-    return {
-        "inline": None,
-        AWS: None,
-        **{each.name: each for each in entry_points(group=GROUP)},
-    }
+    own = [
+        EntryPoint("inline", f"{__name__}:Inline", GROUP),
+        EntryPoint(AWS, "aflow.task.secrets_manager:SecretsManager", GROUP),
+    ]
+    return {each.name: each for each in [*own, *entry_points(group=GROUP)]}
 
 
 def _backend(kind: str) -> SecretsBackend:
@@ -172,12 +175,5 @@ def _backend(kind: str) -> SecretsBackend:
             f"@secrets: there is no backend {kind!r}; there are: {', '.join(known)}. A package "
             f"adds one with an entry point of the group {GROUP}."
         )
-    entry_point = known[kind]
-    if entry_point is not None:
-        made: SecretsBackend = entry_point.load()()
-        return made
-    if kind == AWS:
-        from aflow.task.secrets_manager import SecretsManager  # needs an optional dependency
-
-        return SecretsManager()
-    return Inline()
+    made: SecretsBackend = known[kind].load()()
+    return made

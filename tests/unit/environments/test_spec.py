@@ -242,10 +242,14 @@ def test_a_token_in_a_url_that_cannot_be_used_is_not_shown() -> None:
         assert "cret" not in str(caught.value)
 
 
-def test_a_folder_is_built_when_its_source_has_changed_and_only_then(tmp_path: Path) -> None:
+def test_a_folder_is_built_when_its_source_has_changed_and_only_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AFLOW_SIGNING_KEY", "s" * 32)
     built = tmp_path / "built"
     during = (
-        f"import os; os.makedirs('mine.egg-info', exist_ok=True)"
+        "import os; assert 'AFLOW_SIGNING_KEY' not in os.environ"
+        "; os.makedirs('mine.egg-info', exist_ok=True)"
         f"; open({str(built)!r}, 'a').write('.'); open('mine.egg-info/PKG-INFO', 'a').write('.')"
     )
     source = packages.make_source(tmp_path / "mine", "mine", "1.0", during=during)

@@ -29,11 +29,7 @@ from stat import S_ISDIR
 from typing import NamedTuple
 
 from aflow._core.clock import SystemClock
-from aflow._core.private_folders import (
-    HeldDescriptors,
-    refuse_foreign,
-    writable_or_temporary,
-)
+from aflow._core.private_folders import HeldDescriptors, refuse_foreign, writable_or_temporary
 from aflow._core.settings import Settings, environment_with
 from aflow._core.wording import plural
 from aflow.environments import conda, wheels

@@ -18,13 +18,7 @@ from aflow.environments.files import Files
 from aflow.environments.lock import CONDA, Lock, LockedPackage, digest_of_values, lock_of
 from aflow.environments.solve import Solver, Target, kept_lock, this_platform
 from aflow.environments.spec import Spec
-from aflow.environments.uv import (
-    Report,
-    Uv,
-    own_interpreter,
-    refuse_older,
-    stamp_of,
-)
+from aflow.environments.uv import Report, Uv, own_interpreter, refuse_older, stamp_of
 from aflow.errors import EnvironmentFailed, MissingExtra
 
 _FORM = 2

@@ -15,20 +15,9 @@ from aflow._core.settings import Settings
 from aflow.environments import conda
 from aflow.environments.build import Built, Environments, cache_folder
 from aflow.environments.lock import Lock
-from aflow.environments.solve import (
-    Solver,
-    Target,
-    platform_named,
-    project_python,
-    this_platform,
-)
+from aflow.environments.solve import Solver, Target, platform_named, project_python, this_platform
 from aflow.environments.spec import Spec, specs_of
-from aflow.environments.uv import (
-    Report,
-    Uv,
-    interpreter_for,
-    own_interpreter,
-)
+from aflow.environments.uv import Report, Uv, interpreter_for, own_interpreter
 from aflow.errors import EnvironmentFailed, InvalidSetting
 
 if TYPE_CHECKING:

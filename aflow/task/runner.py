@@ -100,7 +100,7 @@ class Execution:
         except BaseException as error:
             self.error = error
         if os.getpid() != self.pid:
-            raise self.error or SystemExit(0)
+            raise SystemExit(0) if self.error is None else self.error
 
     @property
     def arguments(self) -> tuple[Any, ...]:

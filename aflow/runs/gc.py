@@ -262,15 +262,14 @@ def _earliest_start(metadata: MetadataStore, runs: Iterable[RunRecord], grace: f
     """Return when the earliest of the running tasks started; infinity if none runs. A manifest
     refers to what such a task has stored since then only when the task ends, which may take long:
     a step may wait for the items of its foreach for hours."""
-    return min(
-        (
-            view.task.created_at if view.attempt is None else view.attempt.started_at or 0.0
-            for run in runs
-            if _may_go_on(run, grace)
-            for view in metadata.newest_tasks(run.key, states=[TaskState.RUNNING], light=True)
-        ),
-        default=float("inf"),
+    views = (
+        view
+        for run in runs
+        if _may_go_on(run, grace)
+        for view in metadata.newest_tasks(run.key, states=[TaskState.RUNNING], light=True)
     )
+    starts = (view.attempt.started_at for view in views if view.attempt is not None)
+    return min((at for at in starts if at is not None), default=float("inf"))  # None: queued
 
 
 def _used(

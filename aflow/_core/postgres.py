@@ -78,6 +78,9 @@ def connection_options(url: str) -> tuple[dict[str, Any], str | None]:
         given = psycopg.conninfo.conninfo_to_dict(f"{address}?{'&'.join(kept)}")
     except psycopg.ProgrammingError as error:
         raise ValueError(line(error)) from None
+    for host in str(given.get("host", "")).split(","):
+        if not host.startswith("/"):  # otherwise the folder of a socket
+            host.encode("idna")  # as a connection will; raises UnicodeError
     return {**_SETTINGS, **given}, schema
 
 

@@ -216,7 +216,10 @@ KEPT_DAYS = 14  # for which SQS keeps a message
 CALLS_AT_ONCE = 8
 _NO_QUEUE = frozenset({"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist"})
 _NO_CREDENTIALS = (*NO_CREDENTIALS, *LOST_CREDENTIALS)
-_AWAY = (faults.BotoCoreError, faults.ClientError, aiohttp.ClientError, OSError, TimeoutError)
+# ValueError: the endpoint cannot be one.
+_AWAY = (
+    faults.BotoCoreError, faults.ClientError, aiohttp.ClientError, OSError, TimeoutError, ValueError
+)  # fmt: skip
 
 
 class SqsService:

@@ -334,7 +334,9 @@ async def test_options_of_libpq_in_a_url_count(url: str, start: str, query: str)
     await queue.close()
 
 
-@pytest.mark.parametrize("odd", ["//me:secret@[::1/db", "//me:secret@h/db?colour=1", "//h/%zz"])
+@pytest.mark.parametrize(
+    "odd", ["//me:secret@[::1/db", "//me:secret@h/db?colour=1", "//h/%zz", "//a..b"]
+)
 def test_a_url_that_libpq_cannot_read_is_refused_without_its_password(odd: str) -> None:
     with pytest.raises(InvalidSetting, match="is not a place of metadata") as caught:
         PostgresMetadata(f"postgresql:{odd}")

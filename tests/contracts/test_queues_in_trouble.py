@@ -55,6 +55,7 @@ Broker = tuple[Server, str, signal.Signals]  # how to crash it comes last
         ("sqs+http://[::1/prefix", "not a place of a queue"),
         ("postgresql://host", "not a place of a queue"),
         ("postgresql://host:99999/name", "not a place of a queue"),
+        ("postgresql://a..b/name", "not a place of a queue"),
         ("postgresql://host/name?colour=red", "not a place of a queue"),
         ("postgresql://host:port/name", "not a place of a queue"),
         ("postgresql://host/name?schema=a-b", "not a place of a queue"),

@@ -239,11 +239,16 @@ def _metadata(hit: _Hit) -> str:
     return sealed(value)
 
 
-def _seconds(hit: _Hit) -> float:
+def _float(value: object) -> float:
+    """Return the number; NaN if the value is none."""
     try:
-        value = float(hit.value)
+        return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
-        value = -1.0
+        return math.nan
+
+
+def _seconds(hit: _Hit) -> float:
+    value = _float(hit.value)
     if not 0 <= value < float("inf"):
         hit.refuse("a number of seconds, 0 or more")
     return value
@@ -264,11 +269,7 @@ def _amounts(hit: _Hit) -> dict[str, float]:
     pairs = hit.value.items() if isinstance(hit.value, dict) else words
     amounts: dict[str, float] = {}
     for name, text in pairs:
-        try:
-            amount = float(text)
-        except (TypeError, ValueError, OverflowError):
-            amount = math.nan
-        name = str(name).strip()
+        name, amount = str(name).strip(), _float(text)
         if not name.isidentifier() or not 0 <= amount < math.inf or name in amounts:
             hit.refuse("names and amounts such as gpu=4,memory=64000 (in MB), each name once")
         amounts[name] = amount
@@ -975,17 +976,16 @@ def has_variables(names: Collection[str], prefixes: tuple[str, ...]) -> bool:
     return any(name in names or name.startswith(prefixes) for name in os.environ)
 
 
-def switched_on(key: str, env: Mapping[str, str] | None = None) -> bool:
+def switched_on(key: str) -> bool:
     """Return whether a boolean setting is set and true.
 
     Args:
         key: The key, without `AFLOW_`.
-        env: The environment variables; None for those of this process.
 
     Raises:
         InvalidSetting: If the value is not a boolean.
     """
-    hit = _first((key,), _environment() if env is None else env)
+    hit = _first((key,), _environment())
     return hit is not None and _flag(hit)
 
 
@@ -1216,17 +1216,14 @@ def config_files(
     return [ConfigFile(home / name) for home in homes if home is not None]
 
 
-def settings_files(env: Mapping[str, str] | None = None) -> list[ConfigFile]:
+def settings_files() -> list[ConfigFile]:
     """Return all settings files in order of precedence; they may not exist.
-
-    Args:
-        env: The environment variables; None for those of this process.
 
     Raises:
         InvalidSetting: If the name of the profile is invalid, or if another user can have written
             to the `.aflow` folder.
     """
-    env = _environment() if env is None else env
+    env = _environment()
     return _all_files(env, _walk_up(_working_directory(), env))
 
 

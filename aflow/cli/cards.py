@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -127,8 +128,6 @@ def list_(
 
 def _as_json(cards: Sequence[FoundCard]) -> str:
     """Return the cards by task as JSON; for a single task only its object, as in Metaflow."""
-    import json
-
     tasks: dict[str, list[dict[str, str | None]]] = {}
     for each in cards:
         filename = each.path.rpartition("/")[2]
@@ -161,8 +160,6 @@ def create(
 
 
 def _options(text: str | None) -> dict[str, Any]:
-    import json
-
     try:
         options = {} if text is None else json.loads(text)
     except ValueError as error:

@@ -327,8 +327,7 @@ def aws(profile: str | None, no_check: bool) -> None:
         _confirm(f"{file.path} already exists. Change it?", yes=False)
     click.echo("Answers in brackets are taken with the return key. Ctrl-C leaves all as it was.")
     answers = ask(there, check=not no_check)
-    kept = {name: value for name, value in there.items() if bare(name) not in answers}
-    _write(file, {**kept, **{f"AFLOW_{name}": value for name, value in answers.items()}})
+    _add(file, there, {f"AFLOW_{name}": value for name, value in answers.items()})
 
 
 def show(profile: str | None) -> None:
@@ -344,7 +343,8 @@ def show(profile: str | None) -> None:
             continue
         click.echo(f"{file.path}:")
         for name, value in sorted(values.items()):
-            note = _counts_elsewhere(name, shown) or _remark(name)
+            found = remark(name)
+            note = _counts_elsewhere(name, shown) or (f"  ({found})" if found else "")
             click.echo(f"  {name}={_shown(name, value)}{note}")
             shown.add(bare(name))
     if not shown:
@@ -416,9 +416,7 @@ def import_stack(name: str, profile: str | None, region: str | None, yes: bool) 
     there = target.read()
     if there is not None:
         _confirm(f"{target.path} already exists. Change it?", yes)
-    taken = {bare(key) for key in values}
-    kept = {key: value for key, value in (there or {}).items() if bare(key) not in taken}
-    _write(target, {**kept, **values})
+    _add(target, there or {}, values)
     if is_of_metaflow(outputs):
         click.echo(
             "The stack is of Metaflow's own template: `run --with batch`, `step-functions`, "
@@ -472,6 +470,13 @@ def reset(profile: str | None, yes: bool) -> None:
 # ------------------------------------------------------------------ helpers
 
 
+def _add(file: ConfigFile, there: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Write the values, and keep those of other settings."""
+    taken = {bare(key) for key in values}
+    kept = {key: value for key, value in there.items() if bare(key) not in taken}
+    _write(file, {**kept, **values})
+
+
 def _write(file: ConfigFile, values: dict[str, Any]) -> None:
     file.write(values)
     click.echo(f"Settings written to {file.path}")
@@ -496,11 +501,6 @@ def _counts_elsewhere(name: str, shown: set[str]) -> str:
         if environment_with({}).get(key):
             return "  (the environment has another)"
     return "  (not used: set above)" if bare(name) in shown else ""
-
-
-def _remark(name: str) -> str:
-    found = remark(name)
-    return f"  ({found})" if found else ""
 
 
 def _shown(name: str, value: object) -> str:

@@ -110,15 +110,11 @@ def _named(step: str, position: tuple[int, ...]) -> str:
 @contextmanager
 def _metadata(settings: Settings) -> Iterator[MetadataStore]:
     """Yield the metadata, opened for reading; empty metadata if there is none yet."""
-    if settings.has_metadata:
-        with closing(open_metadata(settings.metadata_url, read_only=True)) as metadata:
+    with TemporaryDirectory() as folder:
+        known = settings.has_metadata
+        url = settings.metadata_url if known else f"sqlite:///{folder}/metadata.db"
+        with closing(open_metadata(url, read_only=known)) as metadata:
             yield metadata
-        return
-    with (
-        TemporaryDirectory() as folder,
-        closing(open_metadata(f"sqlite:///{folder}/metadata.db")) as metadata,
-    ):
-        yield metadata
 
 
 def _grouped(lines: Iterable[tuple[str, str, str]]) -> Iterator[str]:

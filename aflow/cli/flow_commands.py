@@ -17,7 +17,6 @@ from aflow.cli.options import (
     SectionedCommand,
     Subcommand,
     bound,
-    flow_options,
     names_of,
     option,
     parameter_options,
@@ -25,7 +24,6 @@ from aflow.cli.options import (
     run_options,
     taken_out,
     top_options,
-    with_file,
     write_sections,
 )
 from aflow.cli.session import Defined, Session
@@ -56,7 +54,7 @@ class FlowGroup(click.Group):
     ) -> None:
         super().__init__(
             name=flow.__name__ if flow else "aflow",
-            params=[*top_options(), *flow_options(flow)],
+            params=[*top_options(flow)],
             help=_help_of(flow, os.path.basename(script)),
             invoke_without_command=True,
             callback=self._without_command,
@@ -104,13 +102,9 @@ class FlowGroup(click.Group):
 
     def _made(self, name: str, made: Subcommand, below: str | None = None) -> SectionedCommand:
         help, params, body = made
-        taken = names_of(params) - {"--with"}
-        general = [
-            *top_options(after_command=True, without=taken),
-            *flow_options(self._flow, after_command=True, without=taken),
-        ]
-        if any("--with" in each.opts for each in params):  # the command has its own option
-            general = [each for each in general if each.name != "with_"]
+        shared = top_options(self._flow, after_command=True)
+        taken = names_of(params)  # the command has its own options of these names
+        general = [each for each in shared if not names_of([each]) & taken]
         needs_file = self._flow is None and (below or name) not in NEED_NO_FILE
         return SectionedCommand(
             name,
@@ -193,7 +187,6 @@ def run_command(declared: Mapping[str, Parameter]) -> Subcommand:
 
     def body(session: Session, **values: Any) -> object:
         given = taken_out(values, declared, own)
-        given = with_file(given, declared, values.pop("parameters_file", None))
         values["run_id"] = name_of_run(values.get("run_id"))
         return run(session, given, **values)
 
@@ -220,7 +213,6 @@ def resume_command(declared: Mapping[str, Parameter]) -> Subcommand:
 
     def body(session: Session, **values: Any) -> object:
         given = taken_out(values, free, own)
-        given = with_file(given, free, values.pop("parameters_file", None))
         changed = {name: value for name, value in given.items() if value is not None}
         return resume(session, changed, **values)
 

@@ -98,7 +98,7 @@ async def _run(
     zygote: EarlyZygote | None,
     recover: str | None,
 ) -> tuple[RunEnded, int | None]:
-    from aflow._core.threads import in_thread
+    from aflow._core.threads import in_daemon_thread
     from aflow.coordinator import Coordinator
 
     async with Coordinator(
@@ -115,7 +115,8 @@ async def _run(
         else:
             handle = await coordinator.recover(definition, recover, **given)
         if announce is not None:
-            await in_thread(announce, handle.id)
+            # A pipe that nobody reads blocks the thread, for which Ctrl-C must not wait.
+            await in_daemon_thread(announce, handle.id)
         stopped_by = _stop_on_signals(handle, leave_on_signal=settings.holder_kind != "run")
         try:
             return await handle.wait(), stopped_by[0] if stopped_by else None

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from aflow._core import ids
-from aflow._core.clock import SystemClock, timespan
+from aflow._core.clock import SystemClock, duration
 from aflow._core.settings import Settings, choices_of
 from aflow._core.wording import plural, size_text
 from aflow.cli.errors import printable
-from aflow.cli.options import count_option, flag, option, tags_option
+from aflow.cli.options import count_option, flag, option, tags_option, timespan_option
 from aflow.environments.build import Environments, cache_folder
 from aflow.errors import InvalidInput
 from aflow.metadata.factory import open_all_own
@@ -47,26 +47,20 @@ def _parameters() -> list[click.Parameter]:
     return [
         option("--flow", metavar="NAME", help="Only runs of this flow."),
         option("--run", metavar="FLOW/RUN", help="Only this run."),
-        option(
-            "--older-than",
-            metavar="TIME",
-            help="Only runs that ended at least this long ago: 12h, 30d, 8w.",
+        timespan_option(
+            "--older-than", "Only runs that ended at least this long ago: 12h, 30d, 8w."
         ),
         tags_option("Only runs with this tag; may be given several times."),
         flag("--failed", help="Only runs that did not succeed."),
         count_option("--keep", least=0, default=0, help="Keep the N newest runs of each flow."),
         flag("--spins", help="Delete runs of `spin` instead of other runs."),
-        option(
-            "--grace",
-            default="1h",
-            metavar="TIME",
-            help="Keep data that were written or used within this time.",
+        timespan_option(
+            "--grace", "Keep data that were written or used within this time.", default="1h"
         ),
-        option(
+        timespan_option(
             "--environments",
+            "Delete environments of steps (@pypi, @conda) that were unused for this long.",
             default="30d",
-            metavar="TIME",
-            help="Delete environments of steps (@pypi, @conda) that were unused for this long.",
         ),
         option(
             "--datastore",
@@ -89,13 +83,13 @@ def _parameters() -> list[click.Parameter]:
 def _gc(
     flow: str | None,
     run: str | None,
-    older_than: str | None,
+    older_than: float | None,
     tags: tuple[str, ...],
     failed: bool,
     keep: int,
     spins: bool,
-    grace: str,
-    environments: str,
+    grace: float,
+    environments: float,
     datastore: str | None,
     datastore_root: str | None,
     sole_owner: bool,
@@ -109,8 +103,7 @@ def _gc(
             "--sole-owner if nobody else has runs there."
         )
     now = SystemClock.now()
-    unused = _seconds("--environments", environments)
-    before = None if older_than is None else now - _seconds("--older-than", older_than)
+    before = None if older_than is None else now - older_than
     if run is not None:
         of, slash, run = run.partition("/")
         if not slash or not run or flow not in (None, of):
@@ -124,15 +117,14 @@ def _gc(
     chosen = RunsToDelete(
         flow=flow, run=run, before=before, tags=tags, failed=failed, keep=keep, spins=spins
     )
-    kept = _seconds("--grace", grace)
     opened = open_all_own(settings.metadata_url, settings.durability, read_only=dry_run)
     with closing(opened) as metadata:
         store = open_store(settings.storage_url)
-        removed = collect(metadata, store, chosen, now, grace=kept, dry_run=dry_run)
+        removed = collect(metadata, store, chosen, now, grace=grace, dry_run=dry_run)
     _print_result(removed, dry_run, grace)
     _warn(removed)
-    _sweep_code(settings, kept, now, dry_run=dry_run)
-    _sweep_environments(settings, unused, now, dry_run=dry_run)
+    _sweep_code(settings, grace, now, dry_run=dry_run)
+    _sweep_environments(settings, environments, now, dry_run=dry_run)
 
 
 def _sweep_environments(settings: Settings, age: float, now: float, *, dry_run: bool) -> None:
@@ -158,7 +150,7 @@ def _print_deleted(what: str, size: float, dry_run: bool) -> None:
     click.echo(f"{what} {verb}: {size_text(size)}.")
 
 
-def _print_result(removed: Removed, dry_run: bool, grace: str) -> None:
+def _print_result(removed: Removed, dry_run: bool, grace: float) -> None:
     for run in removed.runs[:_SHOWN]:
         click.echo(printable(f"{run.flow}/{run.run}  {run.state.value}", lines=False))
     if len(removed.runs) > _SHOWN:
@@ -168,8 +160,8 @@ def _print_result(removed: Removed, dry_run: bool, grace: str) -> None:
     if removed.young:
         young = plural(removed.young, "object")
         click.echo(
-            f"Nothing refers to {young} more, written or used in the last {grace} (--grace), or "
-            "since a task that still runs has started."
+            f"Nothing refers to {young} more, written or used in the last {duration(grace)} "
+            "(--grace), or since a task that still runs has started."
         )
 
 
@@ -186,10 +178,3 @@ def _warn(removed: Removed) -> None:
             "deleted. Restore the metadata, or delete what is damaged: aflow gc --run FLOW/RUN",
             err=True,
         )
-
-
-def _seconds(name: str, text: str) -> float:
-    seconds = timespan(text)
-    if seconds is None:
-        raise click.BadParameter(f"{name} takes a number and a unit, as 90s, 30m, 12h, 30d, 8w.")
-    return seconds

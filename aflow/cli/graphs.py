@@ -10,7 +10,7 @@ from aflow.cli.errors import printable
 from aflow.cli.options import flag
 from aflow.cli.session import Session
 from aflow.flow.decorators.base import FlowDecorator
-from aflow.flow.graph import Graph, Kind, Node
+from aflow.flow.graph import Graph, Kind, Node, in_order
 
 
 def show(session: Session) -> None:
@@ -21,7 +21,7 @@ def show(session: Session) -> None:
         click.echo(printable(f"\n{inspect.cleandoc(graph.doc)}"))
     for decorator in definition.decorators:
         click.echo(printable(f"\n{_written(decorator)}"))
-    for node in in_order(graph):
+    for node in _nodes(graph):
         click.echo()
         for each in definition.steps[node.name].decorators:
             click.echo(f"@{each.decorator_name}")
@@ -51,25 +51,10 @@ def _labelled(node: Node) -> list[str]:
     return list(node.next)
 
 
-def in_order(graph: Graph) -> list[Node]:
-    """Return the nodes in topological order from the start; unreachable nodes come last.
-
-    Args:
-        graph: The steps of the flow and the transitions between them.
-    """
-    after: list[str] = []
-    seen: set[str] = set()
-    stack = [(graph.start, False)]
-    while stack:
-        name, done = stack.pop()
-        if done:
-            after.append(name)
-        elif name not in seen and name in graph.nodes:
-            seen.add(name)
-            stack.append((name, True))
-            stack.extend((step, False) for step in graph[name].next)
-    unreached = [name for name in graph.nodes if name not in seen]
-    return [graph[name] for name in [*reversed(after), *unreached]]
+def _nodes(graph: Graph) -> list[Node]:
+    """Return the nodes in topological order from the start; unreachable nodes come last."""
+    reached = in_order(graph.nodes, graph.start)
+    return [graph[name] for name in dict.fromkeys((*reached, *graph.nodes))]
 
 
 def output_dot(session: Session) -> None:
@@ -77,13 +62,13 @@ def output_dot(session: Session) -> None:
     graph = session.define().graph
     click.echo(f"digraph {graph.flow} {{")
     click.echo("  rankdir=LR;")
-    for node in in_order(graph):
+    for node in _nodes(graph):
         kind = f"{node.kind.value} join" if node.is_join else node.kind.value
         click.echo(
             f'  "{node.name}" [label=<<b>{node.name}</b><br/><font point-size="10">{kind}</font>>'
             ' fontname="Helvetica" shape="record"];'
         )
-    for node in in_order(graph):
+    for node in _nodes(graph):
         for step in node.next:
             click.echo(f'  "{node.name}" -> "{step}";')
     click.echo("}")
@@ -104,7 +89,7 @@ def output_raw(session: Session, as_json: bool) -> None:
         decorators = [each.as_dict() for each in definition.decorators]
         click.echo(json.dumps({**graph.as_dict(), "decorators": decorators}, indent=2))
         return
-    for node in in_order(graph):
+    for node in _nodes(graph):
         facts = [f"kind={node.kind.value}"]
         facts += ["join"] if node.is_join else []
         facts += [f"foreach={node.foreach}"] if node.foreach else []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -34,39 +35,26 @@ Found = tuple["JobSystem[Any]", list["SubmittedJob"]]
 Find = Callable[["Session", _JobFilter], Found]
 
 
-def batch_commands() -> dict[str, Subcommand]:
-    """Return the subcommands of `batch`, by name."""
-    return _job_commands("batch", _on_batch)
-
-
-def kubernetes_commands() -> dict[str, Subcommand]:
-    """Return the subcommands of `kubernetes`, by name."""
-    return _job_commands("kubernetes", _on_kubernetes)
-
-
 def _job_commands(system: str, find: Find) -> dict[str, Subcommand]:
 
-    @contextmanager
-    def listed(session: Session, **whose: Any) -> Iterator[Found]:
-        asked, found = find(session, _job_filter(session, session.settings(), **whose))
-        try:
-            yield asked, found
-        finally:
-            asked.close()
-        if not found:
+    def found(session: Session, whose: Mapping[str, Any]) -> Found:
+        asked, jobs = find(session, _job_filter(session, session.settings(), **whose))
+        if not jobs:
             session.note("There are no jobs that have not ended.")
+        return asked, jobs
 
     def list_(session: Session, **whose: Any) -> None:
-        with listed(session, **whose) as (_, found):
-            pass
-        rows = [(job.path, job.state, local(job.created_at), job.user, job.shown) for job in found]
+        asked, jobs = found(session, whose)
+        asked.close()
+        rows = [(job.path, job.state, local(job.created_at), job.user, job.shown) for job in jobs]
         if rows:
             show(("step", "state", "submitted", "user", "job"), rows)
 
     def kill(session: Session, **whose: Any) -> None:
         by = session.settings().user
-        with listed(session, **whose) as (asked, found):
-            for job in found:
+        asked, jobs = found(session, whose)
+        with closing(asked):
+            for job in jobs:
                 asked.terminate([job.id], f"It was ended by {by} ({system} kill).")
                 click.echo(f"Ended the job {job.shown} of {job.path}.")
 
@@ -136,3 +124,8 @@ def _on_kubernetes(session: Session, chosen: _JobFilter) -> Found:
     namespaces = sorted({common, *_of_steps(session, "kubernetes", "namespace")})
     found = kubernetes.job_system.unfinished(cluster, namespaces, *chosen)
     return kubernetes.job_system.KubernetesSystem(cluster), found
+
+
+# The functions that return the subcommands of `batch` and `kubernetes`, by name.
+batch_commands = partial(_job_commands, "batch", _on_batch)
+kubernetes_commands = partial(_job_commands, "kubernetes", _on_kubernetes)

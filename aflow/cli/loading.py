@@ -140,8 +140,7 @@ def run_file(target: str, arguments: Sequence[str]) -> type[FlowSpec]:
     global _asked_for, _before, _root
     script, flow_name = _path_and_name(target)
     path = Path(script)
-    _check_file(path)
-    _stand_for_metaflow()
+    _prepare(path)
     _asked_for = flow_name
     file = os.path.join(os.getcwd(), script)
     rest = sys.path if sys.flags.safe_path else sys.path[1:]
@@ -204,8 +203,7 @@ def load_flow(target: str) -> type[FlowSpec]:
     """
     script, flow_name = _path_and_name(target)
     path = Path(script)
-    _check_file(path)
-    _stand_for_metaflow()
+    _prepare(path)
     found = package_of(str(path.resolve()))
     name = path.stem if found is None else found[1]
     return _choose(_import(path.resolve(), path, name), path, flow_name)
@@ -223,8 +221,7 @@ def look_into(path: Path) -> list[type[FlowSpec]]:
     """
     from aflow.flow.spec import define
 
-    _check_file(path)
-    _stand_for_metaflow()
+    _prepare(path)
     name = f"_aflow_looks_into_{path.stem}"
     with _looking:
         before = list(sys.path)
@@ -241,14 +238,11 @@ def look_into(path: Path) -> list[type[FlowSpec]]:
     return flows
 
 
-def _stand_for_metaflow() -> None:
-    """Let a file that imports Metaflow import aflow if Metaflow is not installed."""
+def _prepare(path: Path) -> None:
+    """Let a file that imports Metaflow import aflow if Metaflow is not installed. Raises
+    FlowFileError if the file cannot be read."""
     from aflow.compat.metaflow import install_if_missing
 
-    install_if_missing()
-
-
-def _check_file(path: Path) -> None:
     if not path.exists():
         here = sorted(each.name for each in path.parent.glob("*.py"))[:8]
         hint = f" Files there: {', '.join(here)}." if here else ""
@@ -258,6 +252,7 @@ def _check_file(path: Path) -> None:
         raise FlowFileError(f"{path} is {what}, not a flow file.")
     if not os.access(path, os.R_OK):
         raise FlowFileError(f"{path} cannot be read: permission denied.")
+    install_if_missing()
 
 
 def _import(path: Path, shown: Path, name: str) -> ModuleType:

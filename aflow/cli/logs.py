@@ -6,7 +6,7 @@ import heapq
 import re
 import sys
 from contextlib import closing
-from datetime import datetime
+from datetime import UTC, datetime
 from threading import Event
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
@@ -233,9 +233,8 @@ _NO_COLOURS = re.compile(rb"\x1b(?!\[[0-9;:]*m)")
 
 def _print(run: str, step: str, task: int, at: float, stream: str, text: bytes) -> None:
     """Print a line in the format of `aflow run`, to the stream that its task has written it to."""
-    when = datetime.fromtimestamp(shown_time(at)).astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
     out = sys.stdout if stream == "stdout" else sys.stderr
-    head = f"{when} [{run}/{step}/{task}] ".encode()
+    head = _stamp(datetime.fromtimestamp(shown_time(at), UTC)) + f"[{run}/{step}/{task}] ".encode()
     if is_terminal(out):  # allows colours, but no other control sequences of an untrusted run
         text = _NO_COLOURS.sub(lambda found: found[0].replace(b"\x1b", b"\\x1b"), text)
         text = text.replace(b"\x07", b"\\x07")

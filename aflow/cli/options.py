@@ -6,7 +6,7 @@ Every option can also be set by an environment variable: AFLOW_<OPTION> or METAF
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +14,7 @@ import click
 from click.core import ParameterSource
 
 from aflow._core import ids
+from aflow._core.clock import timespan
 from aflow._core.settings import choices_of, default_of, metadata_place, resource_amounts
 from aflow.cli.errors import printable
 from aflow.cli.session import TOP_NAMES, Defined, Session, environment_names
@@ -78,22 +79,17 @@ class Subcommand(NamedTuple):
     body: Callable[..., object]
 
 
-def command_group(
-    name: str, help: str, commands: Mapping[str, Subcommand], **settings: Any
-) -> click.Group:
+def command_group(name: str, help: str, commands: Mapping[str, Subcommand]) -> click.Group:
     """Return a command with subcommands.
 
     Args:
         name: The name of the command.
         help: The help text of the command itself.
         commands: The subcommands, by name.
-        **settings: Additional arguments of click for each subcommand.
     """
     group = click.Group(name, help=help)
     for each, (text, parameters, body) in commands.items():
-        group.add_command(
-            click.Command(each, help=text, params=[*parameters], callback=body, **settings)
-        )
+        group.add_command(click.Command(each, help=text, params=[*parameters], callback=body))
     return group
 
 
@@ -195,17 +191,18 @@ _WITHOUT_EFFECT = {
 }
 
 
-def top_options(*, after_command: bool = False, without: Collection[str] = ()) -> list[Option]:
-    """Return the options of every command. After the command's name they have no environment
+def top_options(flow: type[FlowSpec] | None = None, *, after_command: bool = False) -> list[Option]:
+    """Return the options of every command, with those that the flow's decorators and configs add.
+    After the command's name they have no environment
     variables, so that a value before the name, or of a variable, is not overridden.
 
     Args:
+        flow: The flow; None if there is no file.
         after_command: Whether the options are for the position after the command.
-        without: Long names of options to omit.
     """
     scope = None if after_command else ""
     rest: dict[str, Any] = {"section": GENERAL, "scope": scope, "default": None}
-    made = [
+    return [
         option(
             "--quiet/--not-quiet",
             help="Do not print the checks before the run.  [default: not-quiet]",
@@ -245,8 +242,8 @@ def top_options(*, after_command: bool = False, without: Collection[str] = ()) -
             for name, values in _WITHOUT_EFFECT.items()
         ),
         with_option(GENERAL, scope),
+        *_flow_options(flow, rest),
     ]
-    return [each for each in made if not names_of([each]) & {*without}]
 
 
 def _choice(name: str, values: Sequence[str], help: str, rest: Mapping[str, Any]) -> Option:
@@ -271,24 +268,11 @@ def with_option(section: str, scope: str | None) -> Option:
     )
 
 
-def flow_options(
-    flow: type[FlowSpec] | None, *, after_command: bool = False, without: Collection[str] = ()
-) -> list[Option]:
-    """Return the options that the flow's decorators and configs add to every command.
-
-    Args:
-        flow: The flow; None if there is no file.
-        after_command: Whether the options are for the position after the command.
-        without: Long names of options to omit.
-    """
+def _flow_options(flow: type[FlowSpec] | None, rest: Mapping[str, Any]) -> list[Option]:
+    """Return the options that the flow's decorators and configs add."""
     from aflow.flow.decorators.base import flow_decorators_of
 
     kinds = {each.decorator_name for each in flow_decorators_of(flow)} if flow else set()
-    rest: dict[str, Any] = {
-        "section": GENERAL,
-        "scope": None if after_command else "",
-        "default": None,
-    }
     made = []
     if "project" in kinds:
         made += [
@@ -298,8 +282,7 @@ def flow_options(
     if "trigger_on_finish" in kinds:
         text = "A run (Flow/run) to record as the trigger of this one; may be given many times."
         made.append(option("--trigger", metavar="RUN", multiple=True, help=text, **rest))
-    made += _config_options(flow)
-    return [each for each in made if not names_of([each]) & {*without}]
+    return made + _config_options(flow)
 
 
 def _config_options(flow: type[FlowSpec] | None) -> list[Option]:
@@ -526,6 +509,24 @@ def seconds_option(
     return option(name, help=help, default=default, metavar="SECONDS", **number)
 
 
+def timespan_option(name: str, help: str, **rest: Any) -> Option:
+    """Return an option whose value is a duration with a unit, which becomes seconds.
+
+    Args:
+        name: The long name of the option.
+        help: The help text.
+        **rest: Additional arguments of `option`.
+    """
+    return option(name, help=help, metavar="TIME", type=ParsedType("time", _timespan), **rest)
+
+
+def _timespan(text: str) -> float:
+    seconds = timespan(text)
+    if seconds is None:
+        raise InvalidInput(f"{text!r} is not a number and a unit, as 90s, 30m, 12h, 30d, 8w.")
+    return seconds
+
+
 def port_option(help: str, default: int) -> Option:
     """Return the option `--port` of a command that listens.
 
@@ -610,22 +611,9 @@ def parameters_file() -> Option:
     )
 
 
-def with_file(
-    given: dict[str, Any], declared: Mapping[str, Parameter], file: str | None
-) -> dict[str, Any]:
-    """Return the given values, by attribute, completed by those of the file.
-
-    Args:
-        given: The values of the command line, by attribute; they take precedence.
-        declared: The parameters of the flow, by attribute.
-        file: The path of a JSON object of values by name; None for no file.
-
-    Raises:
-        InvalidParameter: If the file cannot be read, is not a JSON object, or has unknown
-            parameters.
-    """
-    if file is None:
-        return given
+def _add_from_file(given: dict[str, Any], declared: Mapping[str, Parameter], file: str) -> None:
+    """Complete the values of the command line, by attribute, by those of a JSON object of values by
+    name. Raises InvalidParameter if it cannot be read, or has unknown parameters."""
     import json
 
     try:
@@ -646,19 +634,23 @@ def with_file(
             )
         if given.get(attribute) is None:
             given[attribute] = value
-    return given
 
 
 def taken_out(
     values: dict[str, Any], declared: Mapping[str, Parameter], options: Mapping[str, Option]
 ) -> dict[str, Any]:
-    """Return the values of parameters, removed from all values that click passes, by
-    attribute; None for those that were not given.
+    """Return the values of parameters, of the command line or else of the file of
+    `parameters_file`, by attribute; None for those that were not given.
 
     Args:
-        values: The values of all options, by name; changed in place.
+        values: The values of all options that click passes, by name; those of parameters, and the
+            file, are removed.
         declared: The parameters of the flow, by attribute.
         options: The options of the parameters, by name, in the same order.
+
+    Raises:
+        InvalidParameter: If the file cannot be read, is not a JSON object, or has unknown
+            parameters.
     """
     found: dict[str, Any] = {}
     for (attribute, parameter), key in zip(declared.items(), options, strict=True):
@@ -670,6 +662,8 @@ def taken_out(
         else:
             converted = isinstance(value, ConvertedValue)
             found[attribute] = value if converted else ConvertedValue(value)
+    if (file := values.pop("parameters_file", None)) is not None:
+        _add_from_file(found, declared, file)
     return found
 
 

@@ -90,14 +90,14 @@ def queue() -> click.Command:
 
 
 def _status(queue: str | None, pools: tuple[str, ...], as_json: bool) -> None:
+    now = SystemClock.now()
+
     async def look(opened: Queue) -> tuple[Any, Any]:
         workers = await workers_of(opened)
         named = await pools_of(opened, pools, workers)
-        now = SystemClock.now()
         return [await pool_status(opened, each, workers, now) for each in named], workers
 
     found, workers = _with_queue(queue, look)
-    now = SystemClock.now()
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -103,14 +103,18 @@ def resume(
             "--reentrant needs --run-id and --origin-run-id: all callers name the same runs."
         )
 
-    return lead_or_follow(
-        session,
-        name_of_run(run_id) or run_id,
-        lambda: run(session, changed, origin=origin, **values),
-        clone_only=clone_only,
-        run_id_file=values["run_id_file"],
-        runner_attribute_file=values["runner_attribute_file"],
-    )
+    settings, flow, new = session.settings(), session.define().name, name_of_run(run_id) or run_id
+    while True:
+        ended = _wait(session, settings, flow, new)
+        if ended is not None:
+            announce(flow, settings, values["run_id_file"], values["runner_attribute_file"], new)
+            session.note(f"{flow}/{new} is {ended.state.value}: there is nothing to resume.")
+            stopped = clone_only and ended.state is RunState.CANCELLED
+            return 0 if stopped or ended.state is RunState.SUCCEEDED else 1
+        try:
+            return run(session, changed, origin=origin, **values)
+        except VersionConflict:
+            session.note(f"Someone else started {flow}/{new} a moment ago.")
 
 
 def _named(flow: str, given: str, settings: Settings) -> str:
@@ -159,31 +163,6 @@ def _of_another(other: str, run: str, flow: str) -> InvalidInput:
 
 
 LOOK_AGAIN = 1.0  # seconds between polls: runs of other machines do not notify this process
-
-
-def lead_or_follow(
-    session: Session,
-    run: str,
-    lead: Callable[[], int],
-    *,
-    clone_only: bool,
-    run_id_file: str | None,
-    runner_attribute_file: str | None,
-) -> int:
-    """Resume as the new run `run`, by calling `lead`, or wait until another process has done so,
-    and write the files here. Returns the exit code."""
-    settings, flow = session.settings(), session.define().name
-    while True:
-        ended = _wait(session, settings, flow, run)
-        if ended is not None:
-            announce(flow, settings, run_id_file, runner_attribute_file, run)
-            session.note(f"{flow}/{run} is {ended.state.value}: there is nothing to resume.")
-            stopped = clone_only and ended.state is RunState.CANCELLED
-            return 0 if stopped or ended.state is RunState.SUCCEEDED else 1
-        try:
-            return lead()
-        except VersionConflict:
-            session.note(f"Someone else started {flow}/{run} a moment ago.")
 
 
 def _wait(session: Session, settings: Settings, flow: str, run: str) -> RunRecord | None:

@@ -184,7 +184,7 @@ def execute(
     **rest: Any,
 ) -> int:
     """Run one step of a checked flow with the options `rest`. Returns the exit code."""
-    options = _options(session, settings, (), {}, tags=(), fail_fast=False, **rest)
+    options = _options(session, settings, (), {}, **rest)
     _show_project(session, definition, settings)
     announce = _announcer(definition.name, settings, run_id_file, runner_attribute_file)
     options = _prepared(session, definition, options)
@@ -255,7 +255,7 @@ def _console(
     try:
         yield console
     finally:
-        console.close()
+        console.pause()
         if is_shared:
             sys.stderr = stderr
 
@@ -381,25 +381,18 @@ def _options(
     settings: Settings,
     decospecs: tuple[str, ...],
     values: dict[str, Any],
-    *,
-    tags: Sequence[str] = (),
-    fail_fast: bool = False,
-    namespace: str | None = None,
-    **resumed: Any,
+    **rest: Any,
 ) -> RunOptions:
     return RunOptions.of(
         settings,
         parameters=values,
-        tags=tags,
-        fail_fast=fail_fast,
         decospecs=decospecs,
-        namespace=namespace,
         script=session.script,
         branch=session.top["branch"],
         production=session.top["production"],
         trigger=session.top["trigger"],
         argv=session.argv,
-        **resumed,
+        **rest,
     )
 
 

@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from aflow._core.clock import SystemClock
@@ -182,10 +183,15 @@ class Console:
                 self._timer = self._loop.call_later(_TICK, self._draw)
 
     def pause(self) -> None:
-        """Erase the bars, flush, and leave the terminal to another writer until `go_on`."""
+        """Erase the bars, flush, and leave the terminal to another writer until `go_on`. May be
+        called twice."""
         with self._lock:
             self._is_paused = True
-            self._stop_drawing()
+            if self._timer is not None:
+                self._timer.cancel()
+            self._soon, self._timer = False, None
+            self._take_down()
+            self._output.flush()
 
     def go_on(self) -> None:
         """Resume drawing bars."""
@@ -219,19 +225,6 @@ class Console:
         self._output.add(color + sign + self._reset + rest + b"\n")
         self._output.flush()
 
-    def close(self) -> None:
-        """Erase the bars and never draw them again. May be called twice."""
-        with self._lock:
-            self._is_paused = True
-            self._stop_drawing()
-
-    def _stop_drawing(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._soon, self._timer = False, None
-        self._take_down()
-        self._output.flush()
-
     def above(self, stream: Any, text: str) -> int:
         """Write a text to a stream on the same terminal, above the bars. Thread-safe.
 
@@ -250,15 +243,9 @@ class Console:
             stream.flush()
             self._is_open = bool(text) and not text.endswith("\n")
             if self._loop is not None and not self._is_paused and not self._soon:
-                self._call_from_anywhere(self._draw_soon)
+                with suppress(RuntimeError):  # the loop is closed: nothing is drawn from now on
+                    self._loop.call_soon_threadsafe(self._draw_soon)
         return len(text) if written is None else int(written)
-
-    def _call_from_anywhere(self, what: Callable[[], None]) -> None:
-        assert self._loop is not None, "looked at before"
-        try:
-            self._loop.call_soon_threadsafe(what)
-        except RuntimeError:  # the loop is closed: nothing is drawn from now on
-            return
 
     # ------------------------------------------------------------ the log of the tasks
 
@@ -356,12 +343,9 @@ class Console:
             self._of_task(event, "[KILLED BY ORCHESTRATOR]", bad=True)
         else:
             self._of_task(event, f"Task failed. {event.reason}".rstrip(), bad=True)
-            self._next_attempt(event)
-
-    def _next_attempt(self, event: TaskEnded) -> None:
-        wait = 0 if event.retry_at is None else round(event.retry_at - event.at)
-        if wait > 0:
-            self._of_task(event, f"The task is tried again in {plural(wait, 'second')}.")
+            wait = 0 if event.retry_at is None else round(event.retry_at - event.at)
+            if wait > 0:
+                self._of_task(event, f"The task is tried again in {plural(wait, 'second')}.")
 
     def _run_starting(self, event: RunStarting) -> None:
         text = f"Workflow starting (run-id {event.run})"

@@ -54,7 +54,6 @@ def runs() -> click.Command:
         ],
         callback=_runs,
         help="List the recorded runs of one flow or of all flows, newest first.",
-        context_settings={"help_option_names": ["-h", "--help"]},
     )
 
 

@@ -195,5 +195,5 @@ def _opener(server: str) -> request.OpenerDirector:
 def _sentence(error: HTTPError) -> str:
     try:
         return str(json.load(error)["error"])
-    except (ValueError, KeyError, TypeError):
+    except (OSError, HTTPException, ValueError, KeyError, TypeError):  # without a body, or cut off
         return f"{error.code} {error.reason}"

@@ -73,13 +73,13 @@ class Defined:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A call of a command. `flow` is None for commands that have only a pathspec. `argv` are the
-    arguments after the flow's file."""
+    """A call of a command. `flow` is None for commands that have only a pathspec. `define` returns
+    the flow's definition. `argv` are the arguments after the flow's file."""
 
     flow: type[FlowSpec] | None
     script: str
     top: dict[str, Any]
-    defined: Defined
+    define: Defined
     argv: tuple[str, ...] = ()
 
     def settings(self, **more: Any) -> Settings:
@@ -89,19 +89,6 @@ class Session:
             **more: Options of the command itself that override settings.
         """
         return Settings.load(**{name: self.top.get(name) for name in _OF_SETTINGS}, **more)
-
-    def define(self, configs: Mapping[str, Any] | None = None) -> FlowDefinition:
-        """Return the flow's definition after its configs and mutators were applied.
-
-        Args:
-            configs: The configs of an earlier run, by attribute; None for those of the command
-                line.
-
-        Raises:
-            InvalidFlow: If the source cannot be read; also raises InvalidConfig and
-                InvalidDecorator.
-        """
-        return self.defined(configs)
 
     @property
     def wants_code_check(self) -> bool:
@@ -115,20 +102,16 @@ class Session:
             text: The line, without its newline.
             magenta: Whether the line is magenta on a terminal.
         """
-        if not self.top.get("quiet"):
-            _echo(text, magenta=magenta)
+        if self.top.get("quiet"):
+            return
+        stream = sys.stderr
+        # Replaced streams, and text that may not be encodable, are left to click.
+        is_plain = text.isascii() and "\x1b" not in text
+        if type(stream) is io.TextIOWrapper and not stream.closed and is_plain:
+            colored = magenta and is_terminal(stream)
+            stream.write(f"\x1b[35m{text}\x1b[0m\n" if colored else f"{text}\n")
+            stream.flush()
+            return
+        import click  # see plain.py
 
-
-def _echo(text: str, *, magenta: bool) -> None:
-    """Write a line to stderr, like click.echo."""
-    stream = sys.stderr
-    # Replaced streams, and text that may not be encodable, are left to click.
-    is_plain = text.isascii() and "\x1b" not in text
-    if type(stream) is io.TextIOWrapper and not stream.closed and is_plain:
-        colored = magenta and is_terminal(stream)
-        stream.write(f"\x1b[35m{text}\x1b[0m\n" if colored else f"{text}\n")
-        stream.flush()
-        return
-    import click  # see plain.py
-
-    click.secho(text, fg="magenta" if magenta else None, err=True)
+        click.secho(text, fg="magenta" if magenta else None, err=True)

@@ -33,7 +33,6 @@ def status() -> click.Command:
         params=[of_a_server()],
         callback=_status,
         help="Show all flows, active runs, and the latest failures.",
-        context_settings={"help_option_names": ["-h", "--help"]},
     )
 
 
@@ -49,8 +48,10 @@ def _status(server: str | None) -> None:
 
 
 def _show(settings: Settings, metadata: MetadataStore) -> None:
+    """Show the latest run of each flow, the newest first; then active and failed runs."""
     now = SystemClock.now()
-    runs = _latest_runs(metadata)
+    latest = (run for flow, _ in metadata.flows() for run in metadata.runs(flow, limit=1))
+    runs = sorted(latest, key=lambda run: run.created_at, reverse=True)
     where = settings.root if settings.metadata == "local" else metadata.url
     click.echo(f"Datastore: {where}\n")
     running = [run for each in runs for run in _running(metadata, each.flow)]
@@ -65,12 +66,6 @@ def _show(settings: Settings, metadata: MetadataStore) -> None:
             click.echo(f"\n{title}")
             for line in lines:
                 click.echo(f"  {printable(line)}")
-
-
-def _latest_runs(metadata: MetadataStore) -> list[RunRecord]:
-    """Return the latest run of each flow, the newest first."""
-    runs = [run for flow, _ in metadata.flows() for run in metadata.runs(flow, limit=1)]
-    return sorted(runs, key=lambda run: run.created_at, reverse=True)
 
 
 def _running(metadata: MetadataStore, flow: str) -> list[RunRecord]:

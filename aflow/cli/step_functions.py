@@ -24,7 +24,6 @@ from aflow.cli.options import (
     parameters_file,
     tags_option,
     taken_out,
-    with_file,
     write_file,
 )
 from aflow.cli.session import Session
@@ -48,7 +47,6 @@ def step_functions_commands(declared: Mapping[str, Parameter]) -> dict[str, Subc
 
     def start(session: Session, **values: Any) -> None:
         given = taken_out(values, declared, own)
-        given = with_file(given, declared, values.pop("parameters_file", None))
         trigger(session, given, **values)
 
     files = [

@@ -30,7 +30,6 @@ def show(
         rows: The cells of each row, as many as titles; control characters are escaped.
         colours: The colours of cells, by their text; other cells are not coloured.
     """
-    rows = [[printable(cell, lines=False) for cell in row] for row in rows]
     if not is_terminal(sys.stdout):
         for line in table([head, *rows]):
             click.echo(line)
@@ -44,7 +43,7 @@ def show(
     for name in head:  # only the last column may wrap, so that ids can be copied
         made.add_column(name, no_wrap=name != head[-1])
     for row in rows:
-        made.add_row(*(Text(cell, style=colours.get(cell, "")) for cell in row))
+        made.add_row(*(Text(printable(each, lines=False), colours.get(each, "")) for each in row))
     Console().print(made)
 
 

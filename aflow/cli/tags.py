@@ -29,8 +29,16 @@ def tag_commands() -> dict[str, Subcommand]:
     """Return the subcommands of `tag`, by name."""
     tags = click.Argument(["tags"], nargs=-1, required=True)
     return {
-        "add": Subcommand("Add tags to a run.", [tags, *_which_run()], add),
-        "remove": Subcommand("Remove tags from a run.", [tags, *_which_run()], remove),
+        "add": Subcommand(
+            "Add tags to a run.",
+            [tags, *_which_run()],
+            lambda session, tags, **run: _change(session, (), tags, **run),
+        ),
+        "remove": Subcommand(
+            "Remove tags from a run.",
+            [tags, *_which_run()],
+            lambda session, tags, **run: _change(session, tags, (), **run),
+        ),
         "replace": Subcommand(
             "Remove tags from a run and add others in one transaction.",
             [
@@ -70,25 +78,12 @@ def _list_parameters() -> list[click.Parameter]:
 # ------------------------------------------------------------------ changes
 
 
-def add(session: Session, tags: tuple[str, ...], run_id: str | None, namespace: str | None) -> None:
-    """Add these tags to the run."""
-    _change(session, run_id, namespace, (), tags)
-
-
-def remove(
-    session: Session, tags: tuple[str, ...], run_id: str | None, namespace: str | None
-) -> None:
-    """Remove these tags from the run."""
-    _change(session, run_id, namespace, tags, ())
-
-
 def replace(
     session: Session,
     pair: tuple[str, ...],
-    run_id: str | None,
-    namespace: str | None,
     to_add: tuple[str, ...],
     to_remove: tuple[str, ...],
+    **run: str | None,
 ) -> None:
     """Remove tags from the run and add others. Both are required, either as options, or as one tag
     and its replacement."""
@@ -101,17 +96,13 @@ def replace(
         raise InvalidInput("Name a tag to remove: --remove TAG. To add alone: tag add TAG.")
     if not to_add:
         raise InvalidInput("Name a tag to add: --add TAG. To remove alone: tag remove TAG.")
-    _change(session, run_id, namespace, to_remove, to_add)
+    _change(session, to_remove, to_add, **run)
 
 
 def _change(
-    session: Session,
-    run_id: str | None,
-    namespace: str | None,
-    to_remove: Iterable[str],
-    to_add: Iterable[str],
+    session: Session, to_remove: Iterable[str], to_add: Iterable[str], **which: str | None
 ) -> None:
-    run = _run(session, run_id, namespace)
+    run = _run(session, **which)
     run.replace_tags(to_remove, to_add)
     session.note("Operation successful. New tags:")
     _print({run.pathspec: run.tags}, {run.pathspec: run.system_tags}, session)
@@ -119,7 +110,8 @@ def _change(
 
 def _run(session: Session, run_id: str | None, namespace: str | None) -> Run:
     """Return the run of the options; raises NotFound, NamespaceMismatch, InvalidInput."""
-    flow = _flow(session, _own(session) if namespace is None else namespace)
+    own = session.settings().default_namespace
+    flow = _flow(session, own if namespace is None else namespace)
     current = client.get_namespace()
     if run_id is None:
         latest = flow.latest_run
@@ -141,10 +133,6 @@ def _flow(session: Session, namespace: str | None) -> Flow:
         return client.Flow(name)
     except NamespaceMismatch as error:
         raise _not_in(f"Flow {name}", namespace) from error
-
-
-def _own(session: Session) -> str | None:
-    return session.settings().default_namespace
 
 
 def _not_in(what: str, namespace: str | None) -> NotFound:
@@ -172,7 +160,8 @@ def list_(
     _refuse_both({"--group-by-tag": group_by_tag, "--group-by-run": group_by_run, "--flat": flat})
     named = None if of_all or my_runs else run_id or run
     if named is None:
-        runs = list(_flow(session, _own(session) if my_runs else None))
+        own = session.settings().default_namespace
+        runs = list(_flow(session, own if my_runs else None))
     else:
         runs = [_run(session, named, "")]
     tags, system = _grouped(runs, group_by_tag, group_by_run, hide_system_tags)

@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from aflow._core.clock import SystemClock, timespan
+from aflow._core.clock import SystemClock
 from aflow._core.private_folders import make_private
 from aflow._core.settings import Settings
 from aflow.cli import tables
-from aflow.cli.options import Subcommand, command_group, option
+from aflow.cli.options import Subcommand, command_group, option, timespan_option
 from aflow.errors import InvalidInput, InvalidSetting
 from aflow.metadata import tokens
 from aflow.metadata.factory import open_metadata
@@ -44,10 +44,8 @@ def token() -> click.Command:
         default="write",
         help="read: read everything; write: also submit, change and cancel.",
     )
-    expires = option(
-        "--expires",
-        metavar="TIME",
-        help="Lifetime of the token, such as 90d.  [default: unlimited]",
+    expires = timespan_option(
+        "--expires", "Lifetime of the token, such as 90d.  [default: unlimited]"
     )
     return command_group(
         "token",
@@ -64,9 +62,11 @@ def token() -> click.Command:
     )
 
 
-def _create(name: str, scope: Any, expires: str | None, metadata: str | None) -> None:
+def _create(name: str, scope: Any, expires: float | None, metadata: str | None) -> None:
+    if expires == 0:
+        raise InvalidInput("A token whose lifetime (--expires) is 0 is of no use.")
     with _documents(metadata) as store:
-        secret = tokens.create(store, name, scope, SystemClock.now(), _duration(expires))
+        secret = tokens.create(store, name, scope, SystemClock.now(), expires)
     click.echo(secret)
     click.echo("Keep it: it is not shown again.", err=True)
 
@@ -105,12 +105,3 @@ def _documents(metadata: str | None) -> Iterator[Any]:
     make_private(settings.root)
     with closing(open_metadata(url, settings.durability)) as store:
         yield store
-
-
-def _duration(text: str | None) -> float | None:
-    if text is None:
-        return None
-    seconds = timespan(text)
-    if not seconds:
-        raise InvalidInput(f"--expires {text!r}: write 30m, 12h, 90d or 4w.")
-    return seconds

@@ -45,7 +45,7 @@ from aflow.queue.factory import open_queue
 from aflow.worker import Worker, WorkerOptions
 
 if TYPE_CHECKING:
-    from aflow.executors.clusters import Cluster, WorkerRequest
+    from aflow.executors.clusters import Cluster
     from aflow.metadata.base import WorkerRecord, WorkerRegistry
 
 _MOST_LINES = 10_000  # maximum length of the queue of log lines
@@ -303,8 +303,10 @@ def workers() -> click.Command:
             "list": Subcommand("List workers, and what they run.", [as_json, place], _list),
             "drain": Subcommand(_HELP_OF_DRAIN, [names, place], _drain),
             "slurm": Subcommand(_HELP_OF_SLURM, of_slurm, _slurm),
-            "ray": Subcommand(_HELP_OF_RAY, _parameters_of("ray"), _ray),
-            "dask": Subcommand(_HELP_OF_DASK, _parameters_of("dask"), _dask),
+            "ray": Subcommand(_HELP_OF_RAY, _parameters_of("ray"), partial(_keep, "RayCluster")),
+            "dask": Subcommand(
+                _HELP_OF_DASK, _parameters_of("dask"), partial(_keep, "DaskCluster")
+            ),
         },
     )
 
@@ -435,20 +437,8 @@ def _parameters_of(kind: str) -> list[click.Parameter]:
     ]
 
 
-def _ray(**given: Any) -> int:
-    from aflow.executors.clusters import RayCluster
-
-    return _keep(RayCluster, **given)
-
-
-def _dask(**given: Any) -> int:
-    from aflow.executors.clusters import DaskCluster
-
-    return _keep(DaskCluster, **given)
-
-
 def _keep(
-    kind: Callable[[str | None, WorkerRequest], Cluster],
+    kind: str,
     *,
     address: str | None,
     count: int,
@@ -461,14 +451,14 @@ def _keep(
     quiet: bool,
     **given: Any,
 ) -> int:
-    from aflow.executors.clusters import Crew, WorkerRequest, keep
+    from aflow.executors import clusters  # few machines have clusters
 
     slots = slots or 1
     worker = _remote_worker(slots, resources, **given)
     # A worker has only the resources that it requests of its node, which others use as well.
     has = {"cpu": float(slots), "gpu": 0.0, **(worker.settings.resources or {})}
     argv = [*worker.argv, *_resources_argument(has), f"--grace={grace:g}", f"--lease={lease:g}"]
-    request = WorkerRequest(
+    request = clusters.WorkerRequest(
         argv=(*argv, *(["--quiet"] if quiet else [])),
         variables=worker.variables,
         cpu=has["cpu"],
@@ -476,7 +466,7 @@ def _keep(
         memory=has.get("memory"),
         more=_amounts(asked),
     )
-    cluster = kind(address, request)
+    cluster: Cluster = getattr(clusters, kind)(address, request)
     signals = 0
 
     def note(signum: int, frame: object) -> None:
@@ -494,7 +484,8 @@ def _keep(
         click.echo(
             f"{plural(count, 'worker')}, {plural(slots, 'task')} at a time each, in {cluster.name}."
         )
-        keep(cluster, Crew(count, click.echo), SystemClock(), lambda: signals)
+        crew = clusters.Crew(count, click.echo)
+        clusters.keep(cluster, crew, SystemClock(), lambda: signals)
     finally:
         cluster.close()
     return 0

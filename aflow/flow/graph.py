@@ -157,6 +157,29 @@ def reachable(nodes: Mapping[str, Node], start: str) -> set[str]:
     return found
 
 
+def in_order(nodes: Mapping[str, Node], start: str) -> list[str]:
+    """Return the steps that can be reached from `start` in topological order. Transitions back to
+    an earlier step are ignored.
+
+    Args:
+        nodes: The steps, by name.
+        start: The name of the first step; the result is empty if it does not exist.
+    """
+    done: list[str] = []
+    seen: set[str] = set()
+    path = [("", iter([start]))]
+    while path:
+        step, targets = path[-1]
+        each = next(targets, None)
+        if each is None:
+            done.append(step)
+            path.pop()
+        elif each in nodes and each not in seen:
+            seen.add(each)
+            path.append((each, reversed(nodes[each].next)))
+    return done[-2::-1]  # without the "" before the first step
+
+
 def ways_to(nodes: Mapping[str, Node], start: str) -> dict[str, list[Way]]:
     """Return the ways to each step, by step, in topological order.
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from aflow._core.records import NamedTuple
 from aflow.errors import ArtifactNotFound
-from aflow.flow.graph import Kind, outline, type_of
+from aflow.flow.graph import Kind, in_order, outline, type_of
 
 if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
-    from aflow.flow.graph import Graph, Node
+    from aflow.flow.graph import Node
     from aflow.flow.spec import FlowSpec, TaskContext
 
 
@@ -94,7 +94,7 @@ class FlowGraph:
             name: GraphNode(definition, node, closed.get(name))
             for name, node in graph.nodes.items()
         }
-        self.sorted_nodes = _in_order(graph)
+        self.sorted_nodes = in_order(graph.nodes, graph.start)
 
     def __getitem__(self, step: str) -> GraphNode:
         return self.nodes[step]
@@ -109,23 +109,6 @@ class FlowGraph:
         """Return the steps by name, and their structure: see `structure` in aflow/flow/graph.py."""
         found = outline(self._definition)
         return found["steps"], found["graph_structure"]
-
-
-def _in_order(graph: Graph) -> list[str]:
-    """Return the steps in topological order; transitions back to an earlier step are ignored."""
-    done: list[str] = []
-    seen: set[str] = set()
-    path = [("", iter([graph.start]))]
-    while path:
-        step, targets = path[-1]
-        each = next(targets, None)
-        if each is None:
-            done.append(step)
-            path.pop()
-        elif each in graph.nodes and each not in seen:
-            seen.add(each)
-            path.append((each, iter(graph[each].next[::-1])))
-    return done[-2::-1]  # without the "" before the first step
 
 
 class OfTheClass:

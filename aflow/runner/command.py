@@ -382,7 +382,7 @@ class CommandArguments(NamedTuple):
     values: dict[str, Any]
 
 
-class FlowCommands:
+class FlowCommands(CleanedUp):
     """The commands of a flow's file: the base class of Runner and Deployer.
 
     `show_output` copies the output of the commands, `env` adds environment variables, `cwd` is the
@@ -428,6 +428,11 @@ class FlowCommands:
             file.write_text(json.dumps(values), "utf-8")
             argv.append(f"--parameters-file={file}")
         return RunningCommand([*program(self.flow_file), *argv, *more], self._cwd, self._env)
+
+    def cleanup(self) -> None:
+        """Remove the files of all output. Does not stop running processes."""
+        while self._commands:
+            self._commands.pop().cleanup()
 
     # ------------------------------------------------------------ the command line
 

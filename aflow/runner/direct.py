@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import warnings
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent import futures
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +48,7 @@ def run(flow: type[FlowSpec], **options: Any) -> Run:
     except RuntimeError:
         with asyncio.Runner(loop_factory=fastest_loop()) as runner:
             return runner.run(arun(flow, **options))
-    return _Aside(lambda: arun(flow, **options)).result()
+    return _run_aside(lambda: arun(flow, **options))
 
 
 async def arun(
@@ -175,42 +174,12 @@ def _failure(run: Run, ended: RunEnded, troubles: Sequence[str]) -> RunFailed:
     return error
 
 
-class _Aside:
-    """Runs a coroutine in another thread, which has its own event loop."""
+def _run_aside(make: Callable[[], Coroutine[Any, Any, Run]]) -> Run:
+    """Run a coroutine in another thread, which has its own event loop. An exception that interrupts
+    the wait cancels the coroutine, and is raised once that has ended."""
+    begun: Future[Callable[[], object]] = Future()  # set when the coroutine starts
 
-    def __init__(self, make: Callable[[], Coroutine[Any, Any, Run]]) -> None:
-        self._make = make
-        self._cancel: Future[Callable[[], object]] = Future()  # set when the coroutine starts
-        self._ended: Future[Run] = Future()
-
-    def result(self) -> Run:
-        """Wait for the result. An exception that interrupts the wait cancels the coroutine, and is
-        raised once that has ended."""
-        thread = threading.Thread(target=self._run, name="aflow.run")
-        thread.start()
-        try:
-            # Not join: Python considers a thread finished after an interrupted join.
-            run = self._ended.result()
-        except BaseException:
-            either: list[Future[Any]] = [self._cancel, self._ended]
-            futures.wait(either, return_when=futures.FIRST_COMPLETED)
-            if not self._ended.done():
-                self._cancel.result()()
-                futures.wait([self._ended])
-            raise
-        thread.join()
-        return run
-
-    def _run(self) -> None:
-        try:
-            with asyncio.Runner(loop_factory=fastest_loop()) as runner:
-                run = runner.run(self._main())
-        except BaseException as error:  # noqa: BLE001 -- raised again in the waiting thread
-            self._ended.set_exception(error)
-        else:
-            self._ended.set_result(run)
-
-    async def _main(self) -> Run:
+    async def main() -> Run:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None, "this is one"
 
@@ -218,5 +187,21 @@ class _Aside:
             with suppress(RuntimeError):  # the loop is closed: the coroutine has ended
                 loop.call_soon_threadsafe(task.cancel)
 
-        self._cancel.set_result(cancel)
-        return await self._make()
+        begun.set_result(cancel)
+        return await make()
+
+    def work() -> Run:
+        with asyncio.Runner(loop_factory=fastest_loop()) as runner:
+            return runner.run(main())
+
+    with ThreadPoolExecutor(1, "aflow.run") as threads:
+        ended = threads.submit(work)
+        try:
+            return ended.result()
+        except BaseException:
+            either: list[Future[Any]] = [begun, ended]
+            futures.wait(either, return_when=futures.FIRST_COMPLETED)
+            if not ended.done():
+                begun.result()()
+                futures.wait([ended])
+            raise

@@ -13,23 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 from aflow.errors import FlowFileError
 from aflow.flow.spec import FlowSpec
+from aflow.runner.command import FlowCommands, RunningCommand
 from aflow.runner.deployer import Deployer
 from aflow.runner.runner import Runner
 from aflow.storage.names import MAIN, written_by_main
 
 if TYPE_CHECKING:
     from aflow.client import Run
-    from aflow.runner.command import RunningCommand
 
 
-class NBRunner(Runner):
-    """Runs a flow whose class is in a cell of this notebook: `NBRunner(MyFlow).nbrun(alpha=0.5)`.
+class _OfCell(FlowCommands):
+    """Commands of a flow whose class is in a cell of this notebook.
 
     The cell up to the end of the class is written to a file in `base_dir` (by default the working
-    directory), which is run; the other arguments are those of Runner. The cell must contain all
-    imports that the flow needs. Outside of a notebook the file of the class replaces the cell.
-
-    Raises FlowFileError if the source of the class is not available.
+    directory), which is run. Raises FlowFileError if the source of the class is not available.
     """
 
     def __init__(
@@ -43,18 +40,47 @@ class NBRunner(Runner):
     ) -> None:
         self.flow = flow
         self._source = flow_file_of(flow)
-        file, folder = _write(flow, self._source, base_dir)
-        super().__init__(file, show_output, profile, _environment(env), folder, **rest)
+        folder = Path.cwd() if base_dir is None else Path(base_dir)
+        try:
+            descriptor, path = tempfile.mkstemp(".py", flow.__name__, folder, text=True)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(self._source)
+        except OSError as error:
+            raise FlowFileError(
+                f"The flow cannot be written to a file in {folder}: {error.strerror}."
+            ) from error
+        if flow.__module__ == MAIN:
+            written_by_main(path)
+        # Without the kernel's own variable: a server that a flow starts would watch the wrong
+        # process.
+        env = {"JPY_PARENT_PID": "", **(env or {})}
+        super().__init__(path, show_output, profile, env, folder, **rest)
+
+    def _command(self, *command: Any) -> RunningCommand:
+        if not os.path.exists(self.flow_file):  # `cleanup` removed it after an earlier command
+            Path(self.flow_file).write_text(self._source, "utf-8")
+        return super()._command(*command)
+
+    def cleanup(self) -> None:
+        """Remove the flow's file and the files of all output. May be called twice."""
+        Path(self.flow_file).unlink(missing_ok=True)
+        super().cleanup()
+
+
+class NBRunner(_OfCell, Runner):
+    """Runs a flow whose class is in a cell of this notebook: `NBRunner(MyFlow).nbrun(alpha=0.5)`.
+
+    The cell up to the end of the class is written to a file in `base_dir` (by default the working
+    directory), which is run; the other arguments are those of Runner. The cell must contain all
+    imports that the flow needs. Outside of a notebook the file of the class replaces the cell.
+
+    Raises FlowFileError if the source of the class is not available.
+    """
 
     @property
     def runner(self) -> Runner:
         """The runner of the flow's file."""
         return self
-
-    def _start(self, *command: Any) -> RunningCommand:
-        if not os.path.exists(self.flow_file):  # `cleanup` removed it after an earlier command
-            Path(self.flow_file).write_text(self._source, "utf-8")
-        return super()._start(*command)
 
     def nbrun(self, **kwargs: Any) -> Run:
         """Run the flow, wait until the run has ended, and clean up.
@@ -65,10 +91,8 @@ class NBRunner(Runner):
         Returns:
             The client object of the run.
         """
-        try:
+        with self:
             return self.run(**kwargs).run
-        finally:
-            self.cleanup()
 
     def nbresume(self, **kwargs: Any) -> Run:
         """Resume a run, wait until the new run has ended, and clean up.
@@ -79,10 +103,8 @@ class NBRunner(Runner):
         Returns:
             The client object of the new run.
         """
-        try:
+        with self:
             return self.resume(**kwargs).run
-        finally:
-            self.cleanup()
 
     def nbspin(self, pathspec: str, **kwargs: Any) -> Any:
         """Run one step again, wait until it has ended, and clean up.
@@ -94,60 +116,13 @@ class NBRunner(Runner):
         Returns:
             The client object of the task.
         """
-        try:
+        with self:
             return self.spin(pathspec, **kwargs).task
-        finally:
-            self.cleanup()
-
-    def cleanup(self) -> None:
-        """Remove the flow's file and the files of all output. May be called twice."""
-        Path(self.flow_file).unlink(missing_ok=True)
-        super().cleanup()
 
 
-class NBDeployer(Deployer):
+class NBDeployer(_OfCell, Deployer):
     """Deploys a flow whose class is in a cell of this notebook, like NBRunner:
     `NBDeployer(MyFlow).step_functions().create()`. `cleanup` removes the file."""
-
-    def __init__(
-        self,
-        flow: type[FlowSpec],
-        show_output: bool = True,
-        profile: str | None = None,
-        env: Mapping[str, str] | None = None,
-        base_dir: str | os.PathLike[str] | None = None,
-        **top_level_kwargs: Any,
-    ) -> None:
-        self.flow = flow
-        file, folder = _write(flow, flow_file_of(flow), base_dir)
-        super().__init__(file, show_output, profile, _environment(env), folder, **top_level_kwargs)
-
-    def cleanup(self) -> None:
-        """Remove the flow's file. May be called twice."""
-        Path(self.flow_file).unlink(missing_ok=True)
-
-
-def _write(
-    flow: type[FlowSpec], source: str, base_dir: str | os.PathLike[str] | None
-) -> tuple[str, Path]:
-    """Write the flow's file; return its path and its folder."""
-    folder = Path(base_dir) if base_dir is not None else Path.cwd()
-    try:
-        descriptor, path = tempfile.mkstemp(".py", flow.__name__, folder, text=True)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(source)
-    except OSError as error:
-        raise FlowFileError(
-            f"The flow cannot be written to a file in {folder}: {error.strerror}."
-        ) from error
-    if flow.__module__ == MAIN:
-        written_by_main(path)
-    return path, folder
-
-
-def _environment(env: Mapping[str, str] | None) -> dict[str, str]:
-    # Removes the kernel's: a server that a flow starts would watch the wrong process.
-    return {"JPY_PARENT_PID": "", **(env or {})}
 
 
 def flow_file_of(flow: type[FlowSpec]) -> str:

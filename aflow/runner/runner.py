@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from aflow._core.threads import in_thread
@@ -72,7 +72,7 @@ class ExecutingProcess(CleanedUp):
         """The text that the process has written to stderr."""
         return self.command_obj.output("stderr")
 
-    async def stream_log(
+    def stream_log(
         self, stream: Stream, position: int | None = None
     ) -> AsyncIterator[tuple[int, str]]:
         """Yield the lines of `stdout` or `stderr` as they are written, each with the position after
@@ -82,8 +82,7 @@ class ExecutingProcess(CleanedUp):
             stream: `stdout` or `stderr`.
             position: The position to start at; None for the beginning.
         """
-        async for each in self.command_obj.stream_log(stream, position):
-            yield each
+        return self.command_obj.stream_log(stream, position)
 
     def cleanup(self) -> None:
         """Remove the files of the output. Does not stop the process."""
@@ -105,17 +104,17 @@ class ExecutingRun(ExecutingProcess):
 class ExecutingTask(ExecutingProcess):
     """A task of `spin` and the process that executes it."""
 
-    def __init__(self, command_obj: RunningCommand, run: Run, find: Callable[[Run], Task]) -> None:
+    def __init__(self, command_obj: RunningCommand, run: Run, step: str) -> None:
         super().__init__(command_obj, run)
-        self._find = find
+        self._step = step
 
     @property
     def task(self) -> Task:
         """The client object of the task; raises NotFound if the task has not started."""
-        return self._find(self._run)
+        return next(iter(self._run[self._step]))  # type: ignore[no-any-return]
 
 
-class Runner(FlowCommands, CleanedUp):
+class Runner(FlowCommands):
     """Runs the flow of a file, each time in a new child process.
 
         with Runner("flow.py", pylint=False) as runner:
@@ -205,13 +204,6 @@ class Runner(FlowCommands, CleanedUp):
         """
         return _spun(pathspec, *await self._begun("spin", [pathspec], kwargs))
 
-    # ------------------------------------------------------------ cleanup
-
-    def cleanup(self) -> None:
-        """Remove the files of all output. Does not stop running processes."""
-        while self._commands:
-            self._commands.pop().cleanup()
-
     # ------------------------------------------------------------ the process
 
     def _to_the_end(
@@ -270,9 +262,4 @@ def _announced(attributes: bytes, command: RunningCommand) -> Run:
 
 def _spun(pathspec: str, command: RunningCommand, run: Run) -> ExecutingTask:
     parts = pathspec.removeprefix(f"{run.path_components[0]}/").split("/")
-    step = parts[0] if len(parts) == 1 else parts[1]
-
-    def find(run: Run) -> Task:
-        return next(iter(run[step]))  # type: ignore[no-any-return]
-
-    return ExecutingTask(command, run, find)
+    return ExecutingTask(command, run, parts[0] if len(parts) == 1 else parts[1])

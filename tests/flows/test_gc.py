@@ -252,8 +252,11 @@ def test_spins_go_when_they_are_meant(flow: Workspace) -> None:
 @pytest.mark.parametrize(
     ("args", "reported"),
     [
-        (["--older-than", "soon"], "--older-than takes a number and a unit"),
-        (["--grace", "1"], "--grace takes a number and a unit"),
+        (
+            ["--older-than", "soon"],
+            "'--older-than': 'soon' is not a number and a unit",
+        ),
+        (["--grace", "1"], "'--grace': '1' is not a number and a unit"),
         (["--keep", "-1"], "Invalid value for '--keep'"),
         (["more"], "unexpected extra argument"),
     ],

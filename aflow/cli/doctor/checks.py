@@ -6,7 +6,7 @@ import asyncio
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 _EXTRAS = {"aws": ("aiobotocore",), "postgres": ("psycopg",), "redis": ("redis",)}
 _WAIT = 10.0  # seconds, the timeout of a queue
 
+# Records the time of a service, by the name of its owner: the header `Date` of a response; None if
+# there is none. The last one is reported.
+Record = Callable[[str, str | None], None]
+
 
 def findings(clock: Clock) -> Iterator[Finding]:
     """Yield the findings of all checks as they are completed; each check takes some seconds at
@@ -55,39 +59,20 @@ def findings(clock: Clock) -> Iterator[Finding]:
     yield from missing
     yield from _environments(settings)
     yield from _spaces(settings)
-    clocks = Clocks(clock)
+    clocks: list[Finding] = []
+
+    def record(owner: str, date: str | None) -> None:
+        if date is not None:
+            clocks.append(of_clock("clock", clock.now(), date, owner))
+
     if not missing:
-        yield from _datastore(settings, clocks)
-        yield from _metadata(settings, clocks)
+        yield from _datastore(settings, record)
+        yield from _metadata(settings, record)
         yield from _queue(settings)
         yield from _secrets(settings)
-        yield from _aws(settings, aws, clocks)
+        yield from _aws(settings, aws, record)
         yield from _kubernetes(settings)
-    yield from clocks.findings()
-
-
-class Clocks:
-    """Compares the clock of this machine with those of services, by the `Date` of their
-    responses."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._last: Finding | None = None
-
-    def record(self, owner: str, date: str | None) -> None:
-        """Record the time of a service; the last one is reported.
-
-        Args:
-            owner: The name of the service in the finding.
-            date: The header `Date` of a response; None if there is none.
-        """
-        if date is not None:
-            self._last = of_clock("clock", self._clock.now(), date, owner)
-
-    def findings(self) -> Iterator[Finding]:
-        """Yield the finding of the last recorded time, if there is one."""
-        if self._last is not None:
-            yield self._last
+    yield from clocks[-1:]
 
 
 def _namesake() -> Iterator[Finding]:
@@ -128,9 +113,10 @@ def _files() -> Iterator[Finding]:
         if values is None:
             continue
         read.append(str(file.path))
-        for key, remark in keys.remarks(values):
-            finding = ok if keys.bare(key) in keys.WITHOUT_EFFECT else warn
-            yield finding("settings", f"{key} in {file.path} is {remark}.")
+        for key in sorted(values):
+            if remark := keys.remark(key):
+                finding = ok if keys.bare(key) in keys.WITHOUT_EFFECT else warn
+                yield finding("settings", f"{key} in {file.path} is {remark}.")
     no_file = "There is no settings file: the defaults apply."
     yield ok("settings", f"{', '.join(read)} can be read." if read else no_file)
 
@@ -188,7 +174,7 @@ def _spaces(settings: Settings) -> Iterator[Finding]:
         yield of_space("disk", f"{what} ({place})", shutil.disk_usage(there).free)
 
 
-def _datastore(settings: Settings, clocks: Clocks) -> Iterator[Finding]:
+def _datastore(settings: Settings, record: Record) -> Iterator[Finding]:
     try:
         url = settings.storage_url
     except InvalidSetting as error:
@@ -200,15 +186,15 @@ def _datastore(settings: Settings, clocks: Clocks) -> Iterator[Finding]:
     found = probes.bucket("datastore", url)
     yield found
     if found.state is State.OK:
-        clocks.record("S3", probes.date_of_store(url))
+        record("S3", probes.date_of_store(url))
 
 
-def _metadata(settings: Settings, clocks: Clocks) -> Iterator[Finding]:
+def _metadata(settings: Settings, record: Record) -> Iterator[Finding]:
     try:
         url = settings.metadata_url
         if url.startswith("http"):
             found, date = probes.service("metadata", url, headers_for(url))
-            clocks.record("the metadata service", date)
+            record("the metadata service", date)
             yield found
             return
         if not settings.has_metadata:
@@ -292,7 +278,7 @@ def _names_any(aws: AwsSettings) -> bool:
     return any((aws.queue, aws.image, aws.log_group, *roles))
 
 
-def _aws(settings: Settings, aws: AwsSettings, clocks: Clocks) -> Iterator[Finding]:
+def _aws(settings: Settings, aws: AwsSettings, record: Record) -> Iterator[Finding]:
     table = looked_up("SFN_DYNAMO_DB_TABLE")
     secrets = settings.default_secrets_backend == "aws-secrets-manager"
     runs_there = settings.executor == "batch"
@@ -307,7 +293,7 @@ def _aws(settings: Settings, aws: AwsSettings, clocks: Clocks) -> Iterator[Findi
         yield fail("credentials", str(error), "Nothing else of AWS can be looked at before.")
         return
     yield ok("credentials", f"{identity['Arn']}")
-    clocks.record("AWS", date_of(identity))
+    record("AWS", date_of(identity))
     yield from _batch(settings, aws, account)
     yield from _step_functions(settings, aws, account)
     if table is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
@@ -359,12 +359,3 @@ def remark(key: str) -> str:
     if name in WITHOUT_EFFECT:
         return f"without effect: {WITHOUT_EFFECT[name]}"
     return f"no setting that aflow knows.{did_you_mean(name, sorted(known()))}".rstrip(".")
-
-
-def remarks(keys: Iterable[str]) -> list[tuple[str, str]]:
-    """Return the keys that have a problem, each with a remark.
-
-    Args:
-        keys: The keys of a file of settings.
-    """
-    return [(key, found) for key in sorted(keys) if (found := remark(key))]

@@ -39,11 +39,6 @@ class HttpResponse(NamedTuple):
     headers: Mapping[str, str]
     body: bytes
 
-    @property
-    def date(self) -> str | None:
-        """The header `Date`, the time of the service; None if there is none."""
-        return self.headers.get("date")
-
 
 def get(url: str, headers: Mapping[str, str]) -> HttpResponse:
     """Send one GET request, without retries.
@@ -91,7 +86,7 @@ def service(name: str, url: str, headers: Mapping[str, str]) -> tuple[Finding, s
     try:
         answer = get(f"{base}/ping", headers)
         version = answer.headers.get("metadata_service_version")
-        own, date = "aflow_metadata" in answer.headers, answer.date
+        own, date = "aflow_metadata" in answer.headers, answer.headers.get("date")
         if answer.status == 200 and version is not None:
             # Checks the key. Some services list only the runs of a flow, and no flows.
             listed = get(f"{base}/flows?_limit=1", headers)

@@ -47,15 +47,11 @@ def pull(episode: str | None, folder: str | None, overwrite: bool) -> None:
         raise InvalidInput(
             f"{there[0]} already exists: give --overwrite to replace it, or another --dir."
         )
+    without = shutil.ignore_patterns("__pycache__")
     for each in chosen:
         try:
-            shutil.copytree(
-                each,
-                target / each.name,
-                dirs_exist_ok=True,
-                ignore=shutil.ignore_patterns("__pycache__"),
-            )
-        except (OSError, shutil.Error) as error:
+            shutil.copytree(each, target / each.name, dirs_exist_ok=True, ignore=without)
+        except OSError as error:
             raise InvalidInput(f"{each.name} cannot be copied to {target}: {error}.") from error
         click.echo(f"{target / each.name}: {_title(each)}")
     click.echo("\nWhat each is about: aflow tutorials info NAME")

@@ -218,7 +218,7 @@ def called(words: list[str], env: dict[str, str] | None = None) -> Seen:
     seen = Seen()
     group = click.Group("flow.py", params=list(top_options()))
     params: list[click.Parameter] = [option("--size", default=1), with_option("Options", "run_")]
-    general = top_options(after_command=True, without=["--with"])
+    general = [each for each in top_options(after_command=True) if each.name != "with_"]
     group.add_command(
         SectionedCommand(
             "go",

@@ -283,6 +283,6 @@ def test_somebody_else_has_the_terminal_for_a_while() -> None:
     terminal.write("[1]+ Stopped\n")
     terminal.console.forget()  # the shell has written below the bars
     assert "[1]+ Stopped" in terminal.rows()
-    terminal.console.close()
-    terminal.console.close()
+    terminal.console.pause()
+    terminal.console.pause()
     assert "[1]+ Stopped" == terminal.rows()[-1]

@@ -47,7 +47,7 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 _FILE = "{path:[a-z][a-z0-9/_-]{0,80}\\.[a-z]{2,4}}"
-_INSIDE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_/-]{0,300}")
+_INSIDE = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9_./-]{0,600}")
 _UNBUILT = """<!doctype html><html lang="en"><meta charset="utf-8"><title>aflow</title>
 <body><h1>The pages were not built</h1>
 <p>This installation lacks the libraries of the web UI, which the build of the package brings from

@@ -362,9 +362,9 @@ def test_a_browser_logs_in_by_a_token_or_by_a_link_that_works_once(served: Serve
     assert all(word in cookie for word in ("HttpOnly", "SameSite=Strict", "Max-Age=43200"))
 
     code = json.loads(served.fetch("/ui/links", "POST", b"{}", **JSON)[2])["code"]
-    link = f"/ui/login?code={code}&to=runs/Flow_/1"
+    link = f"/ui/login?code={code}&to=runs/Flow_/v1.2-rc"
     status, headers, _ = served.fetch(link, Cookie="")
-    assert (303, "/ui/runs/Flow_/1") == (status, headers["Location"])
+    assert (303, "/ui/runs/Flow_/v1.2-rc") == (status, headers["Location"])
     cookie = headers["Set-Cookie"].partition(";")[0]
     assert 200 == served.fetch("/v1/search", Cookie=cookie)[0]
     assert 410 == served.fetch(link, Cookie="")[0], "it was used"
@@ -373,6 +373,9 @@ def test_a_browser_logs_in_by_a_token_or_by_a_link_that_works_once(served: Serve
     code = json.loads(served.fetch("/ui/links", "POST", b"{}", **JSON)[2])["code"]
     away = served.fetch(f"/ui/login?code={code}&to=//evil.example", Cookie="")
     assert "/ui/" == away[1]["Location"]
+    code = json.loads(served.fetch("/ui/links", "POST", b"{}", **JSON)[2])["code"]
+    above = served.fetch(f"/ui/login?code={code}&to=runs/../../v1/runs", Cookie="")
+    assert "/ui/" == above[1]["Location"]
 
 
 def test_a_cookie_alone_changes_nothing_since_any_site_can_have_it_sent(served: Served) -> None:

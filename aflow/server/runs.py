@@ -96,13 +96,14 @@ class RunsLocation(NamedTuple):
 
 class Runs:
     """Starts and stops runs. At most `limit` are active at a time; each must be recorded within
-    `patience` seconds. `is_closed` is whether no more runs are started."""
+    `patience` seconds. `place` has their folder and environment; `is_closed` is whether no more
+    runs are started."""
 
     def __init__(
         self, place: RunsLocation, blobs: BlobStore, limit: int, patience: float = _PATIENCE
     ) -> None:
         self._patience = patience
-        self._place = place
+        self.place = place
         self._blobs = blobs
         self._limit = limit
         self._beginning = 0
@@ -111,11 +112,6 @@ class Runs:
         self._processes: dict[str, Process] = {}
         self._reporting: set[asyncio.Task[None]] = set()
         self._last_errors: dict[str, str] = {}  # of processes that failed to recover their run
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """The environment variables of all runs."""
-        return self._place.environment
 
     def going_on(self) -> list[str]:
         """Return the pathspecs (Flow/run) of the active runs."""
@@ -215,7 +211,7 @@ class Runs:
         self._check_place()
         await asyncio.to_thread(self._blobs.claim, order.package)
         folder = await asyncio.to_thread(
-            code_package.unpacked, self._blobs, order.package, self._place.code
+            code_package.unpacked, self._blobs, order.package, self.place.code
         )
         try:
             if not (folder / order.script).is_file():
@@ -228,7 +224,7 @@ class Runs:
         """Check the folder for code again, since it may have been replaced. Raises
         StoreUnavailable: the client cannot correct it."""
         try:
-            self._place.prepare()
+            self.place.prepare()
         except (InvalidSetting, UnsafeFolder) as error:
             raise StoreUnavailable(str(error)) from error
 
@@ -277,7 +273,7 @@ class Runs:
                 stdout=DEVNULL,  # output of tasks is stored with the tasks
                 stderr=stderr,
                 pass_fds=[*inherited, passed.fileno(), code_package.descriptor_of(folder)],
-                env=self._place.environment,
+                env=self.place.environment,
                 start_new_session=True,  # ^C at the terminal must reach the daemon only
             )
 

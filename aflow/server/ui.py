@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from aflow.server.auth import cookie_of, refusal, tokens_sent
+from aflow.server.auth import PAGE_HEADER, cookie_of, refusal, tokens_sent
 from aflow.server.request_bodies import json_of
 from aflow.server.run_requests import fields_of
 
@@ -158,6 +158,8 @@ class Pages:
         return response
 
     async def _logout(self, request: web.Request) -> web.StreamResponse:
+        if PAGE_HEADER not in request.headers:  # a form of any site could log its visitors out
+            return refusal(403, "Only the pages of this server log a browser out.")
         response = web.json_response({"status": "logged out"})
         response.del_cookie(cookie_of(request), path="/")
         return response

@@ -386,6 +386,13 @@ def test_a_cookie_alone_changes_nothing_since_any_site_can_have_it_sent(served: 
     assert 200 == served.fetch(path, **asked, **JSON, X_Aflow_Request="1")[0]
 
 
+def test_a_page_of_another_site_logs_nobody_out(served: Served) -> None:
+    ours: Any = {"X_Aflow_Request": "1"}
+    for status, headers in ((403, {}), (200, ours)):
+        answer = served.fetch("/ui/logout", "POST", b"", **headers, Cookie="")
+        assert (status, status == 200) == (answer[0], "Set-Cookie" in answer[1])
+
+
 def test_the_cookies_of_two_servers_of_one_machine_do_not_replace_each_other(
     served: Served,
 ) -> None:

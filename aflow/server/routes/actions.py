@@ -122,7 +122,7 @@ class ActionRoutes:
                 "python": platform.python_version(),
                 "metadata": self._metadata.url,
                 "storage": self._store.url,
-                "previews": Settings.load(self._runs.environment).previews,
+                "previews": Settings.load(self._runs.place.environment).previews,
                 "runs_here": len(self._runs.going_on()),
             }
         )
@@ -138,7 +138,7 @@ class ActionRoutes:
         """Return what `aflow doctor` finds. If this is cancelled, its process ends."""
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "aflow", "doctor", "--json",
-            env=self._runs.environment, stdin=DEVNULL, stdout=PIPE, stderr=PIPE,
+            env=self._runs.place.environment, stdin=DEVNULL, stdout=PIPE, stderr=PIPE,
         )  # fmt: skip
         try:
             async with asyncio.timeout(_CHECK):

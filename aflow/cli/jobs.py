@@ -109,9 +109,10 @@ def _of_steps(session: Session, decorator: str, option: str) -> Iterator[str]:
 
 def _on_batch(session: Session, chosen: _JobFilter) -> Found:
     settings = aws.settings.AwsSettings.load()
-    queues = {*_of_steps(session, "batch", "queue")}
-    if settings.queue is not None or not queues:
-        queues.add(settings.needed("queue", "The job queue of AWS Batch"))
+    common = filter(None, (settings.queue, settings.gpu_queue))
+    queues = {*_of_steps(session, "batch", "queue"), *common}
+    if not queues:
+        settings.needed("queue", "The job queue of AWS Batch")  # raises
     batch, calls = job_systems.batch, aws.client.AwsClient()
     found = batch.definitions.unfinished(calls, sorted(queues), *chosen)
     return batch.job_system.BatchSystem(calls), found

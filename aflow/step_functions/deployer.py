@@ -403,8 +403,9 @@ class StateMachineDeployer:
 
     def _account(self) -> Account:
         """Return the account, with the queues of this flow that run jobs on Fargate."""
-        self._known.needed("queue", "The job queue of AWS Batch")
-        queues = {queue_of(step, self._known) for step in self._definition.steps.values()}
+        # The job that records a failure runs in the common queue.
+        queues = {self._known.needed("queue", "The job queue of AWS Batch")}
+        queues |= {queue_of(step, self._known) for step in self._definition.steps.values()}
         return self._aws.account._replace(fargate=frozenset(filter(self._aws.is_fargate, queues)))
 
     def _shipment(self) -> Shipment | None:

@@ -211,6 +211,8 @@ def test_a_job_that_somebody_ends_fails_and_a_run_that_is_stopped_ends_its_jobs(
 
     with bench.running("--what", "wait", "--gate", "/nowhere", "--n", "2") as run:
         bench.until_listed(running=2, flow=False)
+        gpus = {"AFLOW_BATCH_JOB_QUEUE": None, "AFLOW_BATCH_GPU_JOB_QUEUE": "queue"}
+        assert "2 running" in bench.run(TROUBLE, "batch", "list", env=gpus)
         run.send_signal(signal.SIGINT)
         said = run.communicate(timeout=PATIENCE)[0]
     assert 130 == run.returncode, said

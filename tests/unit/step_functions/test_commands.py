@@ -8,9 +8,15 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from aflow._core.settings import Settings
+from aflow.aws.settings import AwsSettings
 from aflow.cli.flow_commands import FlowGroup
 from aflow.cli.main import take_apart
+from aflow.flow.decorators.attach import attach
+from aflow.flow.spec import define
+from aflow.step_functions.deployer import Aws, StateMachineDeployer
 from aflow.step_functions.names import label_of
+from aflow.step_functions.plan import DeploymentOptions
 from tests.unit.step_functions.flows import Linear, Nested
 from tests.unit.step_functions.golden import TOPIC
 
@@ -51,6 +57,29 @@ def test_with_before_the_command_decorates_each_step_of_what_is_deployed() -> No
     assert 6 == machine(*words)["States"]["end"]["Parameters"]["RetryStrategy"]["Attempts"]
     by_setting = create(METAFLOW_DEFAULT_DECOSPECS="timeout:seconds=100")["States"]["end"]
     assert 160 == by_setting["Parameters"]["Timeout"]["AttemptDurationSeconds"]
+
+
+class OnFargate(Aws):
+    """The answers of AWS, of which only the queue `common` runs jobs on Fargate."""
+
+    def call(self, service: str, operation: str, **values: Any) -> dict[str, Any]:
+        if operation == "describe_job_queues":
+            (queue,) = values["jobQueues"]
+            return {"jobQueues": [{"computeEnvironmentOrder": [{"computeEnvironment": queue}]}]}
+        kind = "FARGATE" if values["computeEnvironments"] == ["common"] else "EC2"
+        return {"computeEnvironments": [{"computeResources": {"type": kind}}]}
+
+
+def test_the_job_that_records_a_failure_has_the_kind_of_the_common_queue(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {**SETTINGS, "AFLOW_BATCH_JOB_QUEUE": "common"}.items():
+        monkeypatch.setenv(name, value)
+    flow = attach(define(Linear), ["batch:queue=own"])
+    deployer = StateMachineDeployer(flow, Settings.load(), DeploymentOptions())
+    deployer._aws = OnFargate(AwsSettings.load())
+
+    assert {"common"} == deployer._account().fargate
 
 
 def test_the_name_may_stand_before_the_command_or_behind_it() -> None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PATIENCE = 120.0  # seconds for which calls are retried
-_TIMEOUT = 60.0  # seconds without a byte
+TIMEOUT = 60.0  # seconds without a byte
 _CONNECTING = 10.0  # timeout of a connection attempt, in seconds
 _BACKOFF = Backoff(0.1, 8.0)
 _CHUNK = 1 << 16
@@ -161,10 +161,11 @@ class ServiceClient:
             raise http.client.HTTPException("its answer is not valid JSON") from error
 
     def _exchange(
-        self, method: str, path: str, body: bytes | None = None
+        self, method: str, path: str, body: bytes | None = None, seconds: float = TIMEOUT
     ) -> tuple[http.client.HTTPResponse, bytes]:
-        """Send one request without retries, and read the whole response."""
-        connection = self._connection()
+        """Send one request without retries, and read the whole response. `seconds` is the timeout
+        of each of its steps."""
+        connection = self._connection(seconds)
         usable = False
         try:
             headers = {**self._headers, "Content-Type": "application/json"}
@@ -180,11 +181,11 @@ class ServiceClient:
         """Wait for the first byte of a response, and log it if that is late."""
         poll = select.poll()
         poll.register(connection.sock, select.POLLIN)
-        for _ in range(int(_TIMEOUT / FIRST)):
+        for _ in range(int(TIMEOUT / FIRST)):
             if poll.poll(FIRST * 1000):
                 return
             waiting.still("it has taken the call, and does not answer")
-        raise TimeoutError(f"it has not answered within {_TIMEOUT:g} seconds")
+        raise TimeoutError(f"it has not answered within {TIMEOUT:g} seconds")
 
     def _rest(
         self,
@@ -223,17 +224,18 @@ class ServiceClient:
             f"The metadata service at {self.url} answers {response.status}: {detail}."
         )
 
-    def _connection(self) -> http.client.HTTPConnection:
+    def _connection(self, seconds: float = TIMEOUT) -> http.client.HTTPConnection:
         if self._process != os.getpid():
             self._idle, self._process = [], os.getpid()
         try:
-            return self._idle.pop()
+            connection = self._idle.pop()
         except IndexError:
             kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-            connection = kind(self._host, self._port, timeout=_CONNECTING)
+            connection = kind(self._host, self._port, timeout=min(seconds, _CONNECTING))
+        if connection.sock is None:  # new, or closed after the last response
             connection.connect()
-            connection.sock.settimeout(_TIMEOUT)
-            return connection
+        connection.sock.settimeout(seconds)
+        return connection
 
     def _give_back(self, connection: http.client.HTTPConnection, usable: bool) -> None:
         if usable and self._process == os.getpid():

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,10 @@ from typing import Any
 
 import pytest
 
+from aflow._core.clock import SystemClock
+from aflow.metadata import http
 from aflow.metadata.factory import histories_of
+from aflow.metadata.metaflow.service import Registry
 from tests.support.service import InThread
 
 FLOW = """
@@ -110,6 +115,21 @@ def test_runs_are_registered_and_resumed_and_read(tmp_path: Path, service: InThr
     assert "False" == facts["attempt_ok"]
     completed = reported("/flows/Sum/runs?status:eq=completed")
     assert [resumed["run_number"]] == [each["run_number"] for each in completed]
+
+
+def test_a_heartbeat_does_not_wait_for_a_service_that_hangs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("aflow.metadata.metaflow.service._BEAT", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as hanging:  # accepts, and never answers
+        registry = Registry(f"http://127.0.0.1:{hanging.getsockname()[1]}", {}, SystemClock())
+        beating = threading.Thread(target=registry.beat, args=("/flows/F/runs/1/heartbeat",))
+        beating.start()
+        taken, _ = hanging.accept()
+        beating.join(http.TIMEOUT / 2)
+        assert not beating.is_alive()
+        taken.close()
+        registry.close()
 
 
 def test_a_run_that_a_service_has_kept_in_a_folder_is_not_listed_twice(tmp_path: Path) -> None:

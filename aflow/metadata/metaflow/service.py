@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from aflow._core import ids
 from aflow.errors import MetadataUnavailable, NotFound, StorageError
 from aflow.metadata.base import AttemptRecord, Batch, LeaseState, RunRecord, TaskRecord
-from aflow.metadata.http import ServiceClient
+from aflow.metadata.http import TIMEOUT, ServiceClient
 from aflow.metadata.metaflow import records
 from aflow.metadata.metaflow.copies import Copies
 from aflow.metadata.object_store import StoreMetadata
@@ -36,6 +36,7 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 _AT_ONCE = 8  # concurrent requests
 _NEWEST = 500  # runs that are searched for a mark
+_BEAT = 2.0  # timeout of a heartbeat in seconds: it delays the next renewal of the lease
 
 
 OWN = "AFLOW_METADATA"
@@ -146,12 +147,14 @@ class Registry(ServiceClient):
             path: The path of the heartbeat of a run or task, below the URL of the service.
         """
         try:
-            self._request("POST", path, {})
+            self._request("POST", path, {}, _BEAT)
         except (OSError, http.client.HTTPException, MetadataUnavailable):
             pass  # not retried: the caller has no time to wait
 
-    def _request(self, method: str, path: str, body: object) -> dict[str, Any]:
-        response, content = self._exchange(method, path, json.dumps(body).encode())
+    def _request(
+        self, method: str, path: str, body: object, seconds: float = TIMEOUT
+    ) -> dict[str, Any]:
+        response, content = self._exchange(method, path, json.dumps(body).encode(), seconds)
         if response.status == 409:
             return {}
         if response.status >= 300:

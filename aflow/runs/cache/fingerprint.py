@@ -12,7 +12,8 @@ versions. The rules, from fine to coarse:
 - Statements with side effects at the top level of the modules that the flow imports (seeds,
   settings of libraries, monkey patches) are included for every step.
 - An artifact from another step may be an instance of any user class. Included are the classes that
-  define an operator, or an attribute with a name that the step refers to.
+  define an operator, or an attribute with a name that the step refers to; for modules that are only
+  imported inside of functions, their source.
 - For a value that cannot be hashed by its content (a connection, a lock), a module that is used as
   an object, and a module that is imported inside a function, the source of the module and of all
   its imports is hashed. Code that finds other code by a string (`exec`, `import_module`,
@@ -63,10 +64,14 @@ _REFLECTION = frozenset({
 _REFLECTIVE_ATTRIBUTES = frozenset({"__dict__", "__getattribute__"})
 _WHOLE_MODULE = frozenset({"globals", "locals", "vars", "eval", "exec", "compile"})
 _ANY_CODE = frozenset({"__import__", "eval", "exec", "compile"})
-_ANY_CODE_MODULES = frozenset({"importlib", "runpy", "pkgutil", "imp", "subprocess"})
+_ANY_CODE_MODULES = frozenset({"importlib", "runpy", "pkgutil", "imp", "subprocess", "ctypes"})
 _OF_OPERATOR = ("", "attrgetter", "methodcaller")
 _OF_SYS = ("", "modules", "_getframe")
-_PROGRAMS_OF_OS = ("system", "popen", "exec", "spawn", "posix_spawn")
+# By library: how the names of its functions begin that run programs.
+_PROGRAMS = {
+    **dict.fromkeys(("os", "posix"), ("system", "popen", "exec", "spawn", "posix_spawn")),
+    "asyncio": ("create_subprocess", "subprocess"),
+}
 _FIELD = re.compile(r"\{[^{}]*\}")  # a field of a format string: "{0.name}", "{x.name!r}"
 _ATTRIBUTE = re.compile(r"\.([A-Za-z_]\w*)")
 
@@ -168,11 +173,14 @@ def fingerprints(
     """
     reader = _Reader(definition)
     found: dict[str, Fingerprint] = {}
-    for name, step in definition.steps.items():
-        try:
-            found[name] = reader.read(step, has_packages=name in packaged)
-        except _ASKED_IN_VAIN:
-            found[name] = {name: NOT_TELLABLE}
+    for _ in range(2):  # again, to know the modules that any of the steps imports inside of code
+        for name, step in definition.steps.items():
+            try:
+                found[name] = reader.read(step, has_packages=name in packaged)
+            except _ASKED_IN_VAIN:
+                found[name] = {name: NOT_TELLABLE}
+        if not reader.imported_inside:
+            break
     return found
 
 
@@ -200,6 +208,7 @@ class _Reader:
         self._known: dict[object, Known] = {}
         self._kept: list[Any] = []  # keeps objects alive: `_known` has their ids as keys
         self._sources: dict[str, sources.ModuleText | None] = {}
+        self.imported_inside: set[str] = set()  # modules whose source some step has reached
         self._noted: list[Reached] = []  # what the value that is being hashed reaches
         self._where = ""  # the module in which that value was found
 
@@ -225,6 +234,8 @@ class _Reader:
             if key in seen:
                 continue
             seen.add(key)
+            if kind is _ModuleSource:
+                self.imported_inside.add(each.value.name)
             known = self._look(each)
             if known.digest != _NOTHING:
                 digests.setdefault(each.name, []).append(known.digest)
@@ -454,8 +465,8 @@ class _Reader:
                 yield Reached(_called(module), _Module(module), module)
             if name in _ANY_CODE:
                 yield _code_of_folder(module)
-        elif top in ("os", "posix"):
-            if not name or name.startswith(_PROGRAMS_OF_OS):
+        elif top in _PROGRAMS:
+            if not name or name.startswith(_PROGRAMS[top]):
                 yield _code_of_folder(module)
         elif top in _ANY_CODE_MODULES:
             yield _code_of_folder(module)
@@ -504,9 +515,17 @@ class _Reader:
                 yield from self._of_flow(name)
 
     def _of_artifacts(
-        self, modules: Iterable[str], attributes: set[str], *, anything: bool
+        self, modules: Collection[str], attributes: set[str], *, anything: bool
     ) -> Iterator[Reached]:
-        """Yield the classes of which artifacts from other steps may be instances."""
+        """Yield the classes of which artifacts from other steps may be instances; for modules that
+        may not be loaded here, the source."""
+        for name in sorted(self.imported_inside.difference(modules)):
+            source = self._source(name)
+            for members in () if source is None else source.members_of_classes():
+                used = members - _OF_CLASSES - _OF_MAKING
+                if anything or used & attributes or any(map(_is_operator, used)):
+                    yield _text_of(name)
+                    break
         for name in modules:
             for cls in _classes_of(sys.modules.get(name)):
                 if issubclass(cls, FlowSpec):

@@ -167,6 +167,12 @@ class ModuleText:
                 names = tuple(each.name for each in node.names)
                 yield from names_of((node.module or "", node.level, names), self.package)
 
+    def members_of_classes(self) -> Iterator[set[str]]:
+        """Yield the names of the methods and attributes of each class, without inherited ones."""
+        for node in _nodes(self.tree, anywhere=True):
+            if isinstance(node, ast.ClassDef):
+                yield set(_bound_by(ast.Module(node.body, [])))
+
     @property
     def package(self) -> str:
         """The package to which its relative imports are relative."""

@@ -401,8 +401,34 @@ def test_the_class_of_an_artifact_counts_for_the_step_that_uses_it(
 
 
 @pytest.mark.parametrize(
+    "made",
+    [
+        "0; from models import Model; self.model = Model()",
+        "0; import makers; self.model = makers.make()",
+        "makers.make_later()",
+    ],
+)
+@pytest.mark.parametrize(("used", "counts"), [("predict", True), ("others", False)])
+def test_the_class_of_an_artifact_counts_that_another_step_has_imported_itself(
+    folders: Path, made: str, used: str, counts: bool
+) -> None:
+    flow = TWO_STEPS.format(
+        top="import makers" if made.endswith("later()") else "",
+        made=made, decorator="", used=f"self.model.{used}()",
+    )  # fmt: skip
+    makers = (
+        "def make():\n    from models import Model\n    return Model()\n"
+        "def make_later(): return make()\n"
+    )
+    models = "class Base:\n    def predict(self): return V\nclass Model(Base): pass\n"
+    written = Written(models=models, makers=makers, flow_of_aflow=flow)
+    assert counts is ("end" in changed(folders, written))
+
+
+@pytest.mark.parametrize(
     "used",
     [
+        "0; import asyncio; asyncio.create_subprocess_exec('python', 'models.py')",
         "0; import operator; operator.attrgetter('rate')(self.model)",
         "0; from operator import methodcaller as call; call('rate')(self.model)",
         "0; import os; os.system('python models.py')",

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from aflow.errors import JobRefused
 from aflow.executors.jobs.base import JobState, JobStatus, Submission
 from aflow.flow.spec import define
 from aflow.scheduler.states import AttemptState
@@ -202,3 +203,18 @@ def test_a_job_that_the_system_does_not_know_is_lost(bench: Bench) -> None:
     assert JobState.UNKNOWN is statuses[unknown].state
     assert AttemptState.LOST is bench.system.outcome_of(statuses[unknown]).state
     bench.until_over(known)
+
+
+# By the title of a system: changes of a job that it never accepts.
+REFUSED: dict[str, dict[str, Any]] = {
+    "AWS Batch": {"definition": {"jobDefinitionName": "nothing", "type": "container"}},
+    "Slurm": {"arguments": ("--partition=absent",)},
+    "Kubernetes": {"namespace": "No Namespace"},
+}
+
+
+def test_a_job_that_the_system_never_accepts_is_refused(bench: Bench) -> None:
+    given = bench.submission("fail")
+    wrong = given.job._replace(**REFUSED[bench.system.title])
+    with pytest.raises(JobRefused):
+        bench.system.submit(given._replace(job=wrong))

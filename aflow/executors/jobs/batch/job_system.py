@@ -10,6 +10,7 @@ from aflow.errors import (
     AwsBusy,
     AwsError,
     AwsUnauthorized,
+    JobRefused,
     JobSystemBusy,
     JobSystemError,
     JobSystemUnauthorized,
@@ -68,16 +69,20 @@ class BatchSystem:
 
         Returns:
             The id of the job or of the array.
+
+        Raises:
+            JobRefused: If AWS rejects the job or its definition.
+            JobSystemBusy: If AWS does not respond, or throttles the call.
         """
         job: BatchStepJob = submission.job
         name = job.definition["jobDefinitionName"]
         if name not in self._registered:
-            called(lambda: self._calls.register(job.definition))
+            called(lambda: self._calls.register(job.definition), refused=JobRefused)
             self._registered.add(name)
         name, size = submission.name, submission.size
         mark = _mark(submission.context)
         values = submit_values(job, mark, name, size, submission.environment)
-        return called(lambda: self._calls.submit(values))
+        return called(lambda: self._calls.submit(values), refused=JobRefused)
 
     def find(self, name: str, job: BatchStepJob) -> str | None:
         """Return the id of the job with this name in its step's queue; None if there is none."""
@@ -143,11 +148,12 @@ def _mark(context: RunContext) -> Mark:
     return Mark(context.user, context.flow, context.run)
 
 
-def called(call: Callable[[], T]) -> T:
+def called(call: Callable[[], T], refused: type[JobSystemError] = JobSystemError) -> T:
     """Return the result of a call to AWS Batch, with its errors translated.
 
     Args:
         call: A call of the client, which blocks.
+        refused: The error to raise if AWS rejects the call.
 
     Raises:
         JobSystemUnauthorized: If AWS rejects the credentials.
@@ -161,7 +167,7 @@ def called(call: Callable[[], T]) -> T:
     except AwsBusy as error:
         raise JobSystemBusy(str(error)) from error
     except AwsError as error:
-        raise JobSystemError(str(error)) from error
+        raise refused(str(error)) from error
 
 
 def _status(id: str, described: dict[str, Any] | None) -> JobStatus:

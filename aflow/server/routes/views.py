@@ -50,6 +50,7 @@ _FRESH = 0.4  # seconds for which streams share a read
 _LOOK_AT_LOG = 0.2  # seconds between polls if a log is followed
 _FRESH_LOG = 0.15
 _RECENT = 100  # runs whose states the topic `runs` watches
+_PART = 1 << 18  # bytes of an artifact that are sent at a time
 _HTML = b'<html lang="en">'  # the start of aflow's own cards
 _CARD_CSP = (
     "sandbox allow-scripts; default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
@@ -152,11 +153,10 @@ class ViewRoutes:
         name = str(ids.artifact_name(request.match_info["name"]))
         run = await run_of(request, self._views)
         data = await asyncio.to_thread(self._views.artifact, run, task, name)
-        return web.Response(
-            body=data,
-            content_type="application/octet-stream",
-            headers=_attachment(f"{run.flow}-{run.run}-{task}-{name}.pickle"),
-        )
+        # In parts: the time that a client may take to read what was sent is that of a part.
+        parts = (data[at : at + _PART] for at in range(0, len(data), _PART))
+        name = f"{run.flow}-{run.run}-{task}-{name}.pickle"
+        return await _download(request, parts, name, "application/octet-stream")
 
     async def list_cards(self, request: web.Request) -> web.StreamResponse:
         """List the cards of a run."""
@@ -509,8 +509,13 @@ async def _download(
 ) -> web.StreamResponse:
     """Respond with a file to download. Its parts are read in threads while it is sent."""
     first = await asyncio.to_thread(next, parts, None)  # an error still has its own status
-    response = web.StreamResponse(headers=_attachment(name))
-    response.content_type = kind
+    response = web.StreamResponse(
+        headers={
+            "Content-Type": kind,
+            "Content-Disposition": f'attachment; filename="{name}"',
+            "X-Content-Type-Options": "nosniff",
+        }
+    )
     await response.prepare(request)
 
     async def send() -> None:
@@ -520,10 +525,3 @@ async def _download(
             part = await asyncio.to_thread(next, parts, None)
 
     return await send_stream(request, response, send())
-
-
-def _attachment(name: str) -> dict[str, str]:
-    return {
-        "Content-Disposition": f'attachment; filename="{name}"',
-        "X-Content-Type-Options": "nosniff",
-    }

@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any
 
 from aflow._core.modules import file_of
 from aflow._core.records import NamedTuple
-from aflow.flow.parameters import Parameter
+from aflow.flow.parameters import JSONType, Parameter
 from aflow.flow.spec import FlowSpec
 from aflow.runs.cache import sources
 from aflow.storage.blobs import digest_of
@@ -205,6 +205,7 @@ class _Reader:
         self._definition = definition
         self._file = os.path.abspath(definition.file)
         self._folder = os.path.dirname(self._file)
+        self._reads_nothing = "" if _have_objects(definition) else definition.graph.start
         self._known: dict[object, Known] = {}
         self._kept: list[Any] = []  # keeps objects alive: `_known` has their ids as keys
         self._sources: dict[str, sources.ModuleText | None] = {}
@@ -241,7 +242,7 @@ class _Reader:
                 digests.setdefault(each.name, []).append(known.digest)
             todo += known.leads
             attributes |= known.attributes
-            if not todo and step.name != "start":
+            if not todo and step.name != self._reads_nothing:
                 anything = _key(_Anything()) in seen
                 todo += self._of_artifacts(modules, attributes, anything=anything)
         for name, several in digests.items():  # objects may share a name (lambdas)
@@ -667,6 +668,15 @@ class _Reader:
         for each in self._own_classes():
             _ = [*self._bodies(each.__module__, found)]
         return [*found]
+
+
+def _have_objects(definition: FlowDefinition) -> bool:
+    """Return whether values of parameters or configs may be instances of the user's classes."""
+    plain = (str, int, float, bool, JSONType)
+    if any(each._parser for each in definition.configs.values()):
+        return True
+    parameters = definition.parameters.values()
+    return any(each.type not in plain or getattr(each, "parser", None) for each in parameters)
 
 
 _NOTHING = "-"  # the digest of an object that only contributes what it reaches

@@ -401,6 +401,20 @@ def test_the_class_of_an_artifact_counts_for_the_step_that_uses_it(
 
 
 @pytest.mark.parametrize(
+    "parameter",
+    ["Parameter('p', type=models.Model)", "IncludeFile('p', default='p.txt', parser=models.Model)"],
+)
+def test_the_class_of_a_parameter_counts_for_the_first_step_too(
+    folders: Path, parameter: str
+) -> None:
+    top = "import models\nfrom aflow import IncludeFile, Parameter"
+    flow = TWO_STEPS.format(top=top, made="self.p.predict()", decorator="", used="0")
+    flow = flow.replace("class F(FlowSpec):", f"class F(FlowSpec):\n    p = {parameter}\n")
+    models = "class Model:\n    def __init__(self, text): pass\n    def predict(self): return V\n"
+    assert "start" in changed(folders, Written(models=models, flow_of_aflow=flow))
+
+
+@pytest.mark.parametrize(
     "made",
     [
         "0; from models import Model; self.model = Model()",

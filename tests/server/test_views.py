@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import json
 import math
+import pickle
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -187,6 +188,9 @@ def test_a_task_has_attempts_inputs_artifacts_with_previews_and_cards(served: Se
     assert 404 == served.ask("GET", f"{path}/tasks/{join['task']}/cards/..%2f..%2fsecret")[0]
     assert 404 == served.ask("GET", f"{path}/tasks/999")[0]
     assert 404 == served.ask("GET", f"{path}/tasks/{join['task']}/artifacts/nothing")[0]
+    _, headers, body = served.fetch(f"{path}/tasks/{join['task']}/artifacts/total")
+    assert 5 == pickle.loads(body)
+    assert "chunked" == headers["Transfer-Encoding"], "a slow client has a minute for each part"
 
 
 def test_columns_are_known_by_their_tag_and_by_version(served: Served) -> None:

@@ -8,15 +8,14 @@ import io
 import locale
 import os
 import random
-import select
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from aflow._core import ending, process
-from aflow._core.system import end_with_parent, memory_file, out_of_the_way, watch
+from aflow._core.system import end_with_parent, memory_file, out_of_the_way
 from aflow.errors import TaskError
 from aflow.flow.current import current
 from aflow.task.runner import no_terminal
@@ -24,11 +23,6 @@ from aflow.task.runner import no_terminal
 if TYPE_CHECKING:
     from aflow.flow.spec import FlowSpec
 
-_TRACKERS = (
-    "multiprocessing.resource_tracker",
-    "joblib.externals.loky.backend.resource_tracker",
-)
-_TRACKER_LIMIT = 1000  # milliseconds for which the end of such a process is awaited
 _TWISTS = 200  # blocks of 624 numbers that are generated to find out whether `random` was only used
 
 
@@ -272,27 +266,6 @@ def _of_the_program(error: BaseException) -> Any:
     while trace is not None and trace.tb_frame.f_code.co_filename.startswith((here, "<frozen")):
         trace = trace.tb_next
     return trace or error.__traceback__
-
-
-def end_trackers() -> None:
-    """Let the resource trackers of multiprocessing remove what this process leaves; at its end.
-
-    They remove shared memory and semaphores once this process has closed its pipe to them. They
-    belong to the group of the task, and would be killed before.
-    """
-    for name in _TRACKERS:
-        tracker: Any = getattr(sys.modules.get(name), "_resource_tracker", None)
-        if tracker is None or tracker._fd is None:
-            continue
-        os.close(tracker._fd)
-        tracker._fd = None
-        with suppress(ChildProcessError, ProcessLookupError):  # the child of another process
-            if os.waitpid(tracker._pid, os.WNOHANG)[0] or (ends := watch(tracker._pid)) is None:
-                continue
-            # Other processes that the step has left may keep the pipe open.
-            poll = select.poll()
-            poll.register(ends, select.POLLIN)
-            poll.poll(_TRACKER_LIMIT)
 
 
 def flush() -> None:

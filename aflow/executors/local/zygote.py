@@ -489,7 +489,6 @@ class Zygote:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         system.prepare_forks()
         inside.set_up_streams()
-        atexit.register(inside.end_trackers)  # registered first, so it is called last
         inside.refuse_breakpoints()  # once: doing it in each task would copy about sixty pages
         deferred.load("linecache")  # reads the source of each flow that a program defines
         self._inherited = system.open_descriptors()
@@ -953,7 +952,7 @@ class Zygote:
         """Kill adopted orphans whose task has ended.
 
         Their children are adopted in turn, and the SIGCHLD of each orphan calls this function
-        again. Resource trackers, which a task that was killed leaves, end by themselves.
+        again. Resource trackers, which clean up after the task, end by themselves.
         """
         for pid in self._adopted():
             owner = descendants.owner_of(pid)

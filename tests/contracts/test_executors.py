@@ -296,6 +296,16 @@ async def test_processes_of_all_kinds_together_run_no_more_attempts_than_allowed
         assert ["cancelled"] * 2 == await bench.ended(*waiting)
 
 
+async def test_many_short_attempts_do_not_hold_up_those_of_another_process(tmp_path: Path) -> None:
+    async with executing(tmp_path, "worker", workers=1) as bench:
+        await bench.does("speak")  # it is known that they are short
+        many = [bench.launch("speak") for _ in range(200)]
+        other = bench.launch("speak", step="act_async")
+        assert ["succeeded"] == await bench.ended(other)
+        assert len(bench.recorder.reports) < 200
+        assert ["succeeded"] * 200 == await bench.ended(*many)
+
+
 # ------------------------------------------------------------------ stopping
 
 

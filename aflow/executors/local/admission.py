@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -385,6 +384,10 @@ class Starter(Protocol):
     def at_once(self) -> int:
         """The number of its attempts that run at the same time."""
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it has attempts that could start."""
+
     def feed(self) -> None:
         """Start waiting attempts, unless the limit is reached."""
 
@@ -398,7 +401,7 @@ class ConcurrencyLimit:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._starters: deque[Starter] = deque()
+        self._starters: list[Starter] = []  # the latest one that has started an attempt is last
 
     def add(self, starter: Starter) -> None:
         """Count the attempts of a starter."""
@@ -413,11 +416,18 @@ class ConcurrencyLimit:
         """Whether another attempt must wait until one has ended."""
         return sum(each.at_once for each in self._starters) >= self._most
 
+    def is_contended(self, starter: Starter) -> bool:
+        """Return whether attempts of other starters wait, too."""
+        return any(each.is_waiting for each in self._starters if each is not starter)
+
     def feed(self) -> None:
         """Start waiting attempts after one has ended, in turn those of each starter."""
-        self._starters.rotate(-1)
         for each in [*self._starters]:
+            before = each.at_once
             each.feed()
+            if each.at_once > before:
+                self._starters.remove(each)
+                self._starters.append(each)
 
 
 def admission_for(

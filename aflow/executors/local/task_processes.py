@@ -87,6 +87,8 @@ class FreshProcesses:
         """The number of attempts that have a process."""
         return len(self._live)
 
+    is_waiting = False
+
     def feed(self) -> None:
         """Do nothing: attempts that are launched here do not wait for others."""
 

@@ -351,6 +351,11 @@ class WorkerPool:
         in_hand = [each.in_hand for each in self._workers.values()]
         return sum(in_hand) if self._coroutines else len(in_hand) - in_hand.count(0)
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether specs wait for a worker."""
+        return bool(self._queue)
+
     # ------------------------------------------------------------ sending
 
     def feed(self, may_grow: bool = True) -> None:
@@ -384,8 +389,9 @@ class WorkerPool:
                 if least is None or worker.in_hand < in_hand:
                     least, in_hand = worker, worker.in_hand
         if self._limit.is_reached:
-            # A busy sequential worker runs it later.
-            return least if not self._coroutines and 0 < in_hand < self._ahead else None
+            # A busy sequential worker may hold it until later, unless others have their turn then.
+            may_hold = not self._coroutines and 0 < in_hand < self._ahead
+            return least if may_hold and not self._limit.is_contended(self) else None
         if least is not None and (self._coroutines or not in_hand):
             return least
         if may_grow and able < (1 if self._coroutines else self._size):

@@ -25,7 +25,7 @@ from urllib.parse import unquote, urlsplit
 from aflow._core.secret import without_credentials
 from aflow._core.settings import environment_with
 from aflow.environments.lock import LockedPackage
-from aflow.environments.uv import index_of_pip
+from aflow.environments.uv import INDEX_VARIABLES, index_of_pip
 from aflow.errors import EnvironmentFailed
 from aflow.storage.blobs import digest_of
 
@@ -237,9 +237,9 @@ def _with_credentials(url: str) -> tuple[str, str | None]:
     host = parts.netloc.rpartition("@")[2]
     bare = parts._replace(netloc=host).geturl()
     environment = environment_with({})
-    names = ("UV_INDEX", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS")
-    known = {name: environment.get(name, "") for name in names} | index_of_pip().variables
-    urls = [url, *re.findall(r"https?://[^\s,]+", " ".join(known.values()))]
+    known = environment | index_of_pip().variables
+    indexes = " ".join(known.get(name, "") for name in INDEX_VARIABLES)
+    urls = [url, *re.findall(r"https?://[^\s,]+", indexes)]
     for each in map(urlsplit, urls):
         same = (each.scheme, each.netloc.rpartition("@")[2]) == (parts.scheme, host)
         if same and each.username is not None:

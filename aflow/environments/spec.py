@@ -152,18 +152,13 @@ def asked_packages(
         packages |= named
         python = each.python or python
         disabled = disabled if each.disabled is None else each.disabled
-    return AskedPackages(packages, python, _is_true(disabled)) if found else None
+    return AskedPackages(packages, python, bool(disabled)) if found else None
 
 
 def _bare(name: str) -> str:
     """Return the normalized name of a package, without extras; a URL or a path unchanged."""
     name = name.strip()
     return name if _DIRECT.match(name) else normalized(re.split(r"[\[@]", name)[0].strip())
-
-
-def _is_true(value: object) -> bool:
-    """Return whether an option is true; `--with pypi:disabled=true` passes a string."""
-    return value is True or str(value).lower() == "true"
 
 
 def _requirement(name: str, version: str, where: str) -> str:

@@ -26,7 +26,7 @@ from aflow.errors import EnvironmentFailed, MissingExtra, UnsafeFolder
 
 Report = Callable[[str], None]
 
-_INDEX_VARIABLES = (
+INDEX_VARIABLES = (
     "UV_INDEX", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS",
     "UV_CONFIG_FILE",
 )  # fmt: skip
@@ -244,7 +244,7 @@ class PipIndex(NamedTuple):
 def index_of_pip() -> PipIndex:
     """Return the index settings of pip in the form of uv; empty if uv has index settings."""
     environment = environment_with({})
-    if any(environment.get(each) for each in _INDEX_VARIABLES):
+    if any(environment.get(each) for each in INDEX_VARIABLES):
         return PipIndex({})
     settings = {name: value.split() for name, value in _pip_settings(environment).items()}
     variables = {"UV_FIND_LINKS": ",".join(settings.get("find-links", ()))}
@@ -301,7 +301,7 @@ def index_identity() -> list[str]:
     cache of locks. For local folders they depend on the contents."""
     of_pip = index_of_pip()
     environment = {**environment_with({}), **of_pip.variables}
-    names = (*_INDEX_VARIABLES, *_SOLVING_VARIABLES)
+    names = (*INDEX_VARIABLES, *_SOLVING_VARIABLES)
     found = [f"{name}={environment[name]}" for name in names if environment.get(name)]
     found += of_pip.options
     parts = (part.removeprefix("file://") for each in found for part in re.split(r"[\s,=]+", each))

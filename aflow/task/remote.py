@@ -151,10 +151,8 @@ def committed(
         task: The number of the task within its run.
         attempt: The number of the attempt, from 0.
     """
-    name = commit_name(context.flow, context.run, task)
-    if store.size(name) is None:
-        return None
-    return _report_in(store, name)._replace(attempt=attempt)
+    found = _report_in(store, commit_name(context.flow, context.run, task))
+    return None if found is None else found._replace(attempt=attempt)
 
 
 def record_end(store: ObjectStore, flow: str, run: str, report: AttemptReport) -> None:
@@ -179,14 +177,9 @@ def _end_name(flow: str, run: str, task: int, attempt: int) -> str:
     return f"jobs/{flow}/{run}/ended/{task}-{attempt}"
 
 
-def _recorded_end(
-    store: ObjectStore, context: RunContext, task: int, attempt: int
-) -> AttemptReport | None:
-    name = _end_name(context.flow, context.run, task, attempt)
-    return None if store.size(name) is None else _report_in(store, name)
-
-
-def _report_in(store: ObjectStore, name: str) -> AttemptReport:
+def _report_in(store: ObjectStore, name: str) -> AttemptReport | None:
+    if store.size(name) is None:
+        return None
     data = bytes(store.get(name))
     return AttemptReport(*msgpack.unpackb(data, use_list=False, unicode_errors="surrogatepass"))
 
@@ -305,15 +298,11 @@ class RemoteRunner(AttemptRunner):
             self._stored.expect(spec)
             if not spec.again:
                 return None
-            store, task, attempt = self._blobs.store, spec.task, spec.attempt
-            return self._committed(task, attempt) or _recorded_end(
-                store, self.context, task, attempt
-            )
+            store, context = self._blobs.store, self.context
+            ended = _end_name(context.flow, context.run, spec.task, spec.attempt)
+            return committed(store, context, *spec.attempt_key) or _report_in(store, ended)
         except Exception as error:  # if the store fails, so does the attempt
             return self._unstored(spec, error)
-
-    def _committed(self, task: int, attempt: int) -> AttemptReport | None:
-        return committed(self._blobs.store, self.context, task, attempt)
 
     def _commit(self, spec: AttemptSpec, report: AttemptReport) -> AttemptReport:
         """Commit a successful report; return it, or the report of the attempt that was first."""
@@ -325,7 +314,7 @@ class RemoteRunner(AttemptRunner):
             # Decides which attempt was first. The coordinator's commit is the one that is durable.
             if self._blobs.store.put_if_absent(name, [data]):
                 return report
-            return self._committed(report.task, report.attempt) or report
+            return committed(self._blobs.store, self.context, *spec.attempt_key) or report
         except Exception as error:  # as in `_settled`
             return self._unstored(spec, error)
 

@@ -48,8 +48,6 @@ class SecretsManager:
                 )
         settings = Settings.load()
         region = options.get("region") or settings.secrets_region
-        if (named := _ARN.match(id)) is not None:
-            region = named[1]
         found = _read(id, region, role or settings.secrets_manager_role)
         return _variables(id, str(found.get("Name") or id), found, options)
 
@@ -66,14 +64,14 @@ def fetch_service_key() -> None:
     secret = looked_up(KEY_PLACE)
     if secret is None or looked_up("SERVICE_AUTH_KEY") is not None:
         return
-    named = _ARN.match(secret)
     settings = Settings.load()
-    region = named[1] if named else settings.secrets_region
-    found = _read(secret, region, settings.secrets_manager_role)
+    found = _read(secret, settings.secrets_region, settings.secrets_manager_role)
     keep_service_key(str(found.get("SecretString") or ""))
 
 
 def _read(id: str, region: str | None, role: str | None) -> dict[str, Any]:
+    if (named := _ARN.match(id)) is not None:
+        region = named[1]
     try:
         return AwsClient(region, role).call("secretsmanager", "get_secret_value", SecretId=id)
     except AwsError as error:

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,8 @@ if os.environ.get("ACTIONS_DIE_AT_IMPORT"):
     os._exit(7)
 if os.environ.get("ACTIONS_EXIT_AT_IMPORT"):
     sys.exit(3)
-time.sleep(float(os.environ.get("ACTIONS_SLEEP_AT_IMPORT", "0")))
+if seconds := os.environ.get("ACTIONS_TAKE_TIME_AT_IMPORT"):
+    threading.Event().wait(float(seconds))
 if os.environ.get("ACTIONS_LEAVE_A_THREAD"):
     threading.Thread(target=threading.Event().wait, daemon=True).start()
 
@@ -194,7 +194,7 @@ def leave_memory_and_die() -> None:
     print(shared_memory.SharedMemory(create=True, size=1).name)
     tracker = Path(f"/proc/{resource_tracker._resource_tracker._pid}/cmdline")  # type: ignore[attr-defined]
     while b"resource_tracker" not in tracker.read_bytes():
-        time.sleep(0.01)
+        threading.Event().wait(0.01)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -153,7 +153,7 @@ async def test_a_step_that_reacts_to_nothing_is_killed_when_its_time_is_over(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(executor, "BACKSTOP", 0.2)
-    monkeypatch.setenv("ACTIONS_SLEEP_AT_IMPORT", "1.3")  # does not count
+    monkeypatch.setenv("ACTIONS_TAKE_TIME_AT_IMPORT", "1.3")  # does not count
     async with executing(tmp_path, kind, grace=PATIENCE) as bench:
         task = bench.launch("be_deaf", step="hurry")
 

@@ -404,11 +404,19 @@ class ConcurrencyLimit:
         self._starters: list[Starter] = []  # the latest one that has started an attempt is last
 
     def add(self, starter: Starter) -> None:
-        """Count the attempts of a starter."""
+        """Count the attempts of a starter.
+
+        Args:
+            starter: The processes of one executor, or of one kind of steps.
+        """
         self._starters.append(starter)
 
     def remove(self, starter: Starter) -> None:
-        """Count its attempts no longer: its processes have ended."""
+        """Count the attempts of a starter no longer, since its processes have ended.
+
+        Args:
+            starter: One that was added.
+        """
         self._starters.remove(starter)
 
     @property
@@ -417,7 +425,11 @@ class ConcurrencyLimit:
         return sum(each.at_once for each in self._starters) >= self._most
 
     def is_contended(self, starter: Starter) -> bool:
-        """Return whether attempts of other starters wait, too."""
+        """Return whether attempts of other starters wait, too.
+
+        Args:
+            starter: The one that asks.
+        """
         return any(each.is_waiting for each in self._starters if each is not starter)
 
     def feed(self) -> None:

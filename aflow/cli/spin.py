@@ -98,7 +98,7 @@ def _artifacts(file: Path) -> dict[str, Any]:
 
     try:
         values = runpy.run_path(str(file)).get("ARTIFACTS")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise FlowFileError(f"{file} does not run: {type(error).__name__}: {error}.") from error
     if not isinstance(values, dict):
         raise FlowFileError(f"{file} must have a dict ARTIFACTS of values by name.")

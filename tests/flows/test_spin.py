@@ -235,6 +235,7 @@ def test_artifacts_of_the_inputs_can_be_replaced(ran: Workspace) -> None:
         (["12/end/x"], "names no step"),
         (["end", "--artifacts-module", "empty.py"], "empty.py must have a dict ARTIFACTS"),
         (["end", "--artifacts-module", "bad.py"], "bad.py does not run: ZeroDivisionError"),
+        (["end", "--artifacts-module", "ends.py"], "ends.py does not run: SystemExit: 0"),
         (["join", "--artifacts-module", "names.py"], "'ys' is none of its inputs. They are: Flow_"),
     ],
 )
@@ -242,6 +243,7 @@ def test_what_cannot_be_spun_is_reported(ran: Workspace, args: list[str], report
     (ran.path / "empty.py").write_text("")
     (ran.path / "bad.py").write_text("1 / 0")
     (ran.path / "names.py").write_text("ARTIFACTS = {'ys': 1}")
+    (ran.path / "ends.py").write_text("raise SystemExit(0)")
     spun = spin(ran, *args)
     assert 0 < spun.code
     assert reported in spun.err

@@ -61,12 +61,12 @@ def redact_attempt(
             store.put(chunk_name(*place, number), [log])
     if redacted and attempt.state in TERMINAL_ATTEMPT_STATES:
         replaced = ReplacedLog(
-            task.task,
-            attempt.attempt,
-            log if inline else None,
-            attempt.log_chunks,
-            buffer.stdout_size,
-            buffer.stderr_size,
+            task=task.task,
+            attempt=attempt.attempt,
+            log=log if inline else None,
+            log_chunks=attempt.log_chunks,
+            stdout_size=buffer.stdout_size,
+            stderr_size=buffer.stderr_size,
         )
         metadata.replace_logs(run.key, [replaced])
     return bool(redacted)
@@ -87,8 +87,7 @@ def _redact(chunk: bytes, streams: Collection[str], redacted: set[str], buffer: 
 def redact_tasks(
     tasks: Iterable[Task], streams: Collection[str], *, every_attempt: bool = False
 ) -> Iterator[str]:
-    """Redact these streams of the attempts of tasks of one flow, or of all their attempts. Yield
-    the attempts that had output to redact, as text to display.
+    """Redact these streams of the attempts of tasks of one flow, or of all their attempts.
 
     If a task reuses the result of another one, the log of that task is redacted. May be repeated
     after an interruption. Raises StorageError and MetadataError.
@@ -97,6 +96,9 @@ def redact_tasks(
         tasks: The tasks, read just now.
         streams: `stdout`, `stderr` or both.
         every_attempt: Whether to redact earlier attempts too.
+
+    Returns:
+        The attempts that had output to redact, as text to display, each when it is redacted.
     """
     source: RunSource | None = None
     for task in tasks:

@@ -185,7 +185,14 @@ def _request(
     package, flow = fields.get("package", ""), fields.get("flow")
     name = None if flow is None else ids.flow_name(flow)
     script = _script(fields.get("script"))
-    return RunRequest(ids.blob_key(package), script, name, argv, command, parameters)
+    return RunRequest(
+        package=ids.blob_key(package),
+        script=script,
+        flow=name,
+        argv=argv,
+        command=command,
+        parameters=parameters,
+    )
 
 
 def _script(value: object) -> str:

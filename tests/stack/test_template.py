@@ -227,15 +227,16 @@ def texts(*nodes: ast.AST) -> list[str]:
 
 def called(repository: Path, *modules: str) -> set[str]:
     """Return the AWS actions that these modules call, in IAM's notation."""
-    calls = [
-        node.args
-        for module in modules
-        for node in ast.walk(ast.parse((repository / "aflow" / module).read_text()))
-        if isinstance(node, ast.Call)
-        and ast.unparse(node.func).endswith(
-            ("self.call", ".try_call", "self.pages", "aws.call", "account.answer")
-        )
-    ]
+    asked = ("self.call", ".try_call", "self.pages", "aws.call", "account.call")
+    calls = []
+    for module in modules:
+        for node in ast.walk(ast.parse((repository / "aflow" / module).read_text())):
+            if isinstance(node, ast.Call):
+                function, *values = node.func, *node.args
+                if ast.unparse(function) == "partial":
+                    function, *values = values
+                if ast.unparse(function).endswith(asked):
+                    calls.append(values)
     return {
         f"{service.replace('stepfunctions', 'states')}:{name.title().replace('_', '')}"
         for constant, named, *_ in calls

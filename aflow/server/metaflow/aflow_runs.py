@@ -111,14 +111,23 @@ class Joined:
     listing: Listing | None = None
 
     def first(self, session: Transaction) -> list[Any]:
-        """Return the requested page, or else the first rows."""
+        """Return the requested page, or else the first rows.
+
+        Args:
+            session: The transaction in which the listing is read.
+        """
         if self.page is None:
             return self.after(session, None)
         others = [] if self.listing is None else self.listing.first(session)
         return self._merged(others, self.page.after, self.page.limit, newest_first=True)
 
     def after(self, session: Transaction, key: Any) -> list[Any]:
-        """Return the rows after a key, at most CHUNK."""
+        """Return the rows after a key, at most CHUNK.
+
+        Args:
+            session: The transaction in which the listing is read.
+            key: The key of the last row before; None for the first rows.
+        """
         others = [] if self.listing is None else self.listing.after(session, key)
         return self._merged(others, key, CHUNK, newest_first=False)
 
@@ -206,7 +215,10 @@ def task_row(run: RunRecord, view: TaskView) -> dict[str, Any]:
         view: The task; its attempt is not used.
     """
     task, at = view.task, _milliseconds(view.task.created_at)
-    return TaskScope(task.task, None, task.step, run.user, at, None).row(scope_of(run))
+    scope = TaskScope(
+        number=task.task, name=None, step=task.step, user=run.user, ts_epoch=at, heartbeat=None
+    )
+    return scope.row(scope_of(run))
 
 
 def metadata_rows(

@@ -387,13 +387,22 @@ class Listing:
     page: PageRequest | None
 
     def first(self, session: Transaction) -> list[Row]:
-        """Return the requested page, or else the first rows."""
+        """Return the requested page, or else the first rows.
+
+        Args:
+            session: The transaction in which the rows are read.
+        """
         if self.page is None:
             return self.after(session, None)
         return self._rows(session, self.page.after, "<", "DESC", self.page.limit)
 
     def after(self, session: Transaction, key: Any) -> list[Row]:
-        """Return the rows after a key, at most CHUNK; fewer if they are the last ones."""
+        """Return the rows after a key, at most CHUNK; fewer if they are the last ones.
+
+        Args:
+            session: The transaction in which the rows are read.
+            key: The key of the last row before; None for the first rows.
+        """
         return self._rows(session, key, ">", "ASC", CHUNK)
 
     def _rows(

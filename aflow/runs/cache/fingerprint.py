@@ -453,6 +453,8 @@ class _Reader:
             if name in _OF_MODULES:
                 return
             value, called = vars(value)[name], f"{_called(module)}.{name}"
+        if rest and isinstance(value, type) and issubclass(value, FlowSpec):
+            value, called = inspect.getattr_static(value, rest[0], None), f"{called}.{rest[0]}"
         yield from self._lead(called, value, module)
 
     def _by_text(self, library: str, name: str, module: str) -> Iterator[Reached]:
@@ -498,17 +500,16 @@ class _Reader:
                 yield from self._library(name)
 
     def _of_flow(self, name: str) -> Iterator[Reached]:
-        """Yield what `self.name` refers to if it is not an artifact."""
-        if name in self._definition.steps:
-            return
-        for cls in self._cls.__mro__:
-            if name in vars(cls):
-                value = vars(cls)[name]
-                if self._is_ours(cls) and isinstance(value, FunctionType):
+        """Yield what `self.name` refers to if it is not an artifact, and the methods that it
+        overrides, which `super().name` calls. A step itself has a separate fingerprint."""
+        own = [cls for cls in self._own_classes() if name in vars(cls)]
+        for place, cls in enumerate(own):
+            value = vars(cls)[name]
+            if isinstance(value, FunctionType):
+                if place or name not in self._definition.steps:
                     yield Reached(f"{cls.__name__}.{name}", value, _module_of(cls))
-                elif self._is_ours(cls) and not isinstance(value, Parameter):
-                    yield from self._lead(f"{cls.__name__}.{name}", value, _module_of(cls))
-                return
+            elif not place and not isinstance(value, Parameter):
+                yield from self._lead(f"{cls.__name__}.{name}", value, _module_of(cls))
 
     def _methods(self) -> Iterator[Reached]:
         for name in sorted({name for cls in self._own_classes() for name in vars(cls)}):

@@ -401,6 +401,28 @@ def test_the_class_of_an_artifact_counts_for_the_step_that_uses_it(
 
 
 @pytest.mark.parametrize(
+    ("base", "called"),
+    [
+        ("bases.Base", "super().end()"),
+        ("bases.Base", "bases.Base.end(self)"),
+        ("bases.Base", "self.hook()"),
+        ("FlowSpec", "bases.Base.hook(self)"),
+    ],
+)
+def test_what_a_flow_calls_of_its_bases_and_of_other_flows_counts(
+    folders: Path, base: str, called: str
+) -> None:
+    bases = (
+        "from aflow import FlowSpec, step\n"
+        "class Base(FlowSpec):\n    @step\n    def end(self): self.r = V\n"
+        "    def hook(self): return V\n"
+    )
+    flow = TWO_STEPS.format(top="import bases", made="0", decorator="", used=called)
+    flow = flow.replace("(FlowSpec):", f"({base}):\n    def hook(self): return super().hook()\n")
+    assert "end" in changed(folders, Written(bases=bases, flow_of_aflow=flow))
+
+
+@pytest.mark.parametrize(
     "parameter",
     ["Parameter('p', type=models.Model)", "IncludeFile('p', default='p.txt', parser=models.Model)"],
 )

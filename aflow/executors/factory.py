@@ -396,7 +396,7 @@ def executor_for(
         options: The options of the run.
         store: The datastore of the run.
         metadata: The metadata store of the run.
-        clock: The source of the time; tests pass a `FakeClock`.
+        clock: The source of the time.
         travels: What other machines need to run an attempt; None if all steps are local.
         zygote: A zygote that has already been started; None to start one for the first task.
         grace: Seconds between SIGTERM and SIGKILL.

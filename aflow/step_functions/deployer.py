@@ -675,7 +675,7 @@ class StateMachineDeployer:
         Args:
             run: The id of the run: `sfn-` and the name of the execution.
             authorize: The production token of another user's deployment; None for your own.
-            clock: The source of the time; a `FakeClock` in tests.
+            clock: The source of the time.
 
         Returns:
             The execution, as it was before it was stopped.
@@ -729,7 +729,7 @@ class StateMachineDeployer:
 
         Args:
             authorize: The production token of another user's deployment; None for your own.
-            clock: The source of the time; a `FakeClock` in tests.
+            clock: The source of the time.
         """
         self._ours(self.machine(), authorize, "delete it")
         self._aws.delete_schedule(rule_name(self.name))

@@ -296,7 +296,7 @@ def write_streamed(
         items: The items of the foreach; they are iterated once, possibly for a long time.
         blobs: The blobs of the datastore, addressed by content.
         limit: How many items are allowed.
-        clock: The source of the time; tests pass a `FakeClock`.
+        clock: The source of the time.
         announce: Called with `Manifest.items` and the number of items so far, from another thread;
             never after this function has returned or raised.
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from aflow._core import sqlite as files
-from aflow._core.clock import FakeClock
 from aflow.errors import VersionConflict
 from aflow.metadata.base import LEASE, Batch, LeaseState, MetadataStore, RunRecord, RunUpdate
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.scheduler.states import RunState
 from tests.contracts.metadata_stores import NAMES, a_run, open_store
+from tests.support.clocks import FakeClock
 
 LONG = 600.0  # seconds that do not pass in a test
 OVER = 0.0  # seconds that have passed at once

@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from aflow._core.clock import FakeClock
 from aflow.errors import InvalidSetting, MetadataTooNew, MetadataUnavailable, VersionConflict
 from aflow.metadata import sql as rows
 from aflow.metadata.base import Batch, RunRecord, RunUpdate
@@ -22,6 +21,7 @@ from aflow.queue.base import Message
 from aflow.queue.factory import open_queue
 from aflow.scheduler.states import RunState
 from tests.contracts.metadata_files import RUN, a_batch, every_answer
+from tests.support.clocks import FakeClock
 from tests.support.postgres import new_schema
 from tests.support.servers import Server, free_port, new_database, postgres_for_one
 from tests.support.waiting import select_nothing

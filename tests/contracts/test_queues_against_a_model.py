@@ -13,10 +13,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from aflow._core.clock import FakeClock
 from aflow.errors import LeaseLost
 from aflow.queue.base import Depth, Lease, Message, Queue
 from aflow.queue.sqlite import SqliteQueue
+from tests.support.clocks import FakeClock
 
 T = TypeVar("T")
 MOST = 3  # deliveries

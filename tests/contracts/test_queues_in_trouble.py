@@ -17,7 +17,6 @@ import pytest
 from redis import Redis
 
 from aflow._core import sqlite as files
-from aflow._core.clock import FakeClock
 from aflow.errors import InvalidSetting, QueueUnavailable
 from aflow.metadata.base import Batch
 from aflow.metadata.postgres import PostgresMetadata
@@ -25,6 +24,7 @@ from aflow.queue.base import Lease, Message, Queue
 from aflow.queue.factory import open_queue
 from aflow.queue.sqlite import SqliteQueue
 from tests.contracts.metadata_stores import a_run
+from tests.support.clocks import FakeClock
 from tests.support.servers import (
     Server,
     free_port,

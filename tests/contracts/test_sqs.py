@@ -12,7 +12,6 @@ from urllib.parse import quote
 import pytest
 import pytest_asyncio
 
-from aflow._core.clock import FakeClock
 from aflow.errors import InvalidMessage, InvalidSetting, LeaseLost, QueueUnavailable
 from aflow.queue.base import Depth, Lease, Message
 from aflow.queue.factory import open_queue
@@ -28,6 +27,7 @@ from aflow.queue.sqs import (
     write,
 )
 from aflow.storage.local import LocalStore
+from tests.support.clocks import FakeClock
 from tests.support.s3 import ACCESS
 from tests.support.servers import Server, free_port, moto_server
 

@@ -11,12 +11,12 @@ import pytest
 from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
 
-from aflow._core.clock import FakeClock
 from aflow.metadata.base import MetadataStore
 from aflow.server.app import application
 from aflow.server.auth import Authenticator
 from aflow.server.metaflow.api import MetaflowApi
 from aflow.server.metaflow.database import Database, open_database
+from tests.support.clocks import FakeClock
 from tests.support.postgres import new_schema
 
 WHO = {"user_name": "ada", "tags": ["t"], "system_tags": ["user:ada"]}

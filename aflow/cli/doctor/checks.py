@@ -45,7 +45,7 @@ def findings(clock: Clock) -> Iterator[Finding]:
     most.
 
     Args:
-        clock: The source of the time; tests pass a `FakeClock`.
+        clock: The source of the time.
     """
     yield ok("python", f"Python {platform.python_version()}, aflow {__version__}.")
     yield from _namesake()

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from aflow._core.backoff import Backoff, Tries
-from aflow._core.clock import FakeClock
+from tests.support.clocks import FakeClock
 
 
 def test_delays_double_up_to_the_longest_and_jitter_leaves_out_a_part() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from aflow._core.clock import FakeClock, ForwardClock
+from aflow._core.clock import ForwardClock
+from tests.support.clocks import FakeClock
 
 
 def test_a_clock_that_is_set_back_goes_on_as_if_nothing_had_been() -> None:

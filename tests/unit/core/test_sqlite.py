@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from aflow._core.clock import FakeClock
 from aflow._core.sqlite import LeaseClock, transaction
+from tests.support.clocks import FakeClock
 
 
 @pytest.fixture

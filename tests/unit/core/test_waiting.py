@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
-from aflow._core.clock import FakeClock
 from aflow._core.waiting import Waiting
+from tests.support.clocks import FakeClock
 
 
 def test_a_wait_is_said_after_five_seconds_and_then_each_minute() -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from aflow._core.clock import FakeClock
 from aflow.executors import protocol
 from aflow.executors.mailbox import ReportInbox
 from aflow.executors.protocol import ReportsMessage
+from tests.support.clocks import FakeClock
 
 STARTED = protocol.STARTED, 1, 0, 17, 5.0
 LOGGED = protocol.LOGGED, 1, 0, 0, 5.5, b"said\n"

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aflow._core.clock import FakeClock
 from aflow.errors import InvalidMessage, QueueError
 from aflow.executors import protocol
 from aflow.executors.base import NO_USAGE
@@ -27,6 +26,7 @@ from aflow.runs.attempts import LiveAttempt
 from aflow.scheduler.messages import FromTask, encode_inputs
 from aflow.storage.artifacts import Entry, Manifest
 from aflow.task.spec import AttemptReport, AttemptSpec
+from tests.support.clocks import FakeClock
 
 events = st.lists(st.tuples(st.integers(), st.binary(max_size=8).map(lambda b: b * 100_000)))
 

@@ -11,7 +11,6 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 
 from aflow._core.backoff import Backoff
-from aflow._core.clock import FakeClock
 from aflow.errors import AflowError
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.server.routes.actions import ActionRoutes
@@ -20,6 +19,7 @@ from aflow.server.serve import run_until
 from aflow.server.views import Views
 from aflow.storage.blobs import BlobStore
 from aflow.storage.local import LocalStore
+from tests.support.clocks import FakeClock
 
 
 async def test_a_background_task_that_fails_is_logged_and_begins_again(

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aflow._core.clock import FakeClock
 from aflow.metadata.base import AttemptRecord, Batch, RunRecord, TaskColumns, TaskRecord
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.scheduler.messages import NoInputs, encode_inputs
 from aflow.scheduler.states import AttemptState
 from aflow.server.columns import Columns, ColumnsCache
 from tests.contracts.metadata_stores import a_run
+from tests.support.clocks import FakeClock
 
 INPUTS = encode_inputs(NoInputs())
 COLUMNS = (

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from aflow._core.clock import FakeClock
 from aflow.errors import InvalidInput, MetadataUnavailable
 from aflow.metadata.base import Batch, Document, RunUpdate
 from aflow.metadata.sqlite import SqliteMetadata
@@ -33,6 +32,7 @@ from aflow.server.schedules import (
 from aflow.storage.blobs import BlobStore
 from aflow.storage.local import LocalStore
 from tests.contracts.metadata_stores import a_run
+from tests.support.clocks import FakeClock
 
 NOON = datetime(2026, 5, 4, 12, tzinfo=UTC).timestamp()
 HOUR = 3600.0

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from aflow import client
-from aflow._core.clock import FakeClock
 from aflow.errors import InvalidInput
 from aflow.metadata.base import Batch, RunRecord, TaskRecord
 from aflow.metadata.sqlite import SqliteMetadata
@@ -23,6 +22,7 @@ from aflow.storage.artifacts import ArtifactWriter, Manifest
 from aflow.storage.blobs import BlobStore
 from aflow.storage.local import LocalStore
 from tests.contracts.metadata_stores import a_run
+from tests.support.clocks import FakeClock
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from aflow._core.clock import FakeClock
 from aflow.errors import AflowError, MetadataUnavailable
 from aflow.metadata.metaflow.history import MetaflowHistory
 from aflow.metadata.metaflow.sources import FolderSource
 from aflow.scheduler.states import RunState
 from aflow.storage.local import LocalStore
+from tests.support.clocks import FakeClock
 
 AT = 1_700_000_000_000  # milliseconds
 VALUES: tuple[object, ...] = (None, -1, 1e300, "²", [1], {"a": 1})

@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Protocol
 
 from aflow._core.records import NamedTuple
@@ -36,7 +36,9 @@ from aflow.task.spec import (
 class Reports(Protocol):
     """Receives the reports about attempts."""
 
-    def handed(self, task: int, attempt: int, handle: str, host: str = "") -> None:
+    def handed(
+        self, task: int, attempt: int, handle: str, host: str = ""
+    ) -> Awaitable[None] | None:
         """Record how another executor can find the attempt if this one goes away.
 
         The handle is written with the next commit, and may be reported again.
@@ -46,6 +48,10 @@ class Reports(Protocol):
             attempt: The number of the attempt, from 0.
             handle: The id of the worker or job that has the attempt.
             host: The host name of the machine that runs the attempt; "" if unknown.
+
+        Returns:
+            An awaitable that ends when the handle is written, and raises the error if it cannot be
+            written; None if handles are not recorded here.
         """
 
     def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:

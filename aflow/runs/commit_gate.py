@@ -12,6 +12,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, assert_never
 
 from aflow._core.threads import in_thread
@@ -31,7 +32,8 @@ class Pending:
     compute their records during the commit, in the thread that writes it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, written: asyncio.Future[None]) -> None:
+        self.written = written  # is done when the commit is
         self.events: list[tuple[float, Event]] = []
         self.tasks: list[TaskRecord] = []
         self.attempts: dict[tuple[int, int], AttemptRecord] = {}
@@ -76,7 +78,7 @@ class GroupCommit:
         self._dirty = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self.pending = Pending()
+        self.pending = Pending(self._loop.create_future())
         self.number = 0  # of the commit that will write `pending`
 
     def touch(self) -> None:
@@ -86,13 +88,13 @@ class GroupCommit:
             self._write()
 
     def _write(self) -> None:
-        pending, self.pending = self.pending, Pending()
+        pending, self.pending = self.pending, Pending(self._loop.create_future())
         self._writing, self._dirty = True, False
         self._idle.clear()
         # `late` may take long to compute: the usual thread has to stay free to renew the lease.
         thread = ThreadPoolExecutor(1, "aflow-commit") if pending.late else self._thread
         future = self._loop.run_in_executor(thread, self._commit, pending)
-        future.add_done_callback(self._written)
+        future.add_done_callback(partial(self._written, pending.written))
         if thread is not self._thread:
             thread.shutdown(wait=False)
         self.number += 1
@@ -100,16 +102,20 @@ class GroupCommit:
     def _commit(self, pending: Pending) -> None:
         self._version = self._metadata.commit(self._run_key, self._version, pending.batch())
 
-    def _written(self, future: asyncio.Future[None]) -> None:
+    def _written(self, written: asyncio.Future[None], future: asyncio.Future[None]) -> None:
         self._writing = False
         error = future.exception()
         if error is not None:
+            for each in (written, self.pending.written):
+                each.set_exception(error)
+                each.exception()  # nothing may wait for it
             self._broken = True
             self._idle.set()
             if not isinstance(error, Exception):
                 raise error
             self._failed(error)
             return
+        written.set_result(None)
         self._committed(self.number - 1)
         if self._dirty and not self._writing:
             self._write()

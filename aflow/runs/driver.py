@@ -11,7 +11,7 @@ import asyncio
 import functools
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ParamSpec, assert_never
+from typing import TYPE_CHECKING, ParamSpec, TypeVar, assert_never
 
 from aflow._core.clock import ForwardClock
 from aflow._core.threads import to_the_end
@@ -69,20 +69,22 @@ AT_ONCE = 100  # results reused per iteration of the event loop: some millisecon
 _STDERR = STREAMS.index("stderr")
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 
-def _guarded(method: Callable[P, None]) -> Callable[P, None]:
+def _guarded(method: Callable[P, T]) -> Callable[P, T | None]:
     """Wrap a callback of the event loop so that an exception in it ends the run with that error,
     instead of being logged by the loop while the run waits forever."""
 
     @functools.wraps(method)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> T | None:
         try:
-            method(*args, **kwargs)
+            return method(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 -- raised where the run is awaited
             driver = args[0]
             assert isinstance(driver, RunDriver), "only methods of the driver are guarded"
             driver._broken(error)
+            return None
 
     return guarded
 
@@ -489,12 +491,14 @@ class RunDriver:
     # ------------------------------------------------------------ callbacks of the executor
 
     @_guarded
-    def handed(self, task: int, attempt: int, handle: str, host: str = "") -> None:
+    def handed(self, task: int, attempt: int, handle: str, host: str = "") -> asyncio.Future[None]:
         """Record the handle by which a later executor finds the attempt."""
         live = self._live[(task, attempt)]
         live.handle, live.host = handle, host or live.host
         self._note_running(task, attempt, live)
+        written = self._commits.pending.written
         self._commits.touch()
+        return written
 
     @_guarded
     def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:

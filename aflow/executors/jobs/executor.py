@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -266,7 +266,9 @@ class JobExecutor(RemoteExecutor[str]):
         try:
             array_spec = await self._patiently(partial(self._written, group))
             name = self._system.name_of(self._context, group.job.step, array_spec.key[:16])
-            self._hand(attempt_keys, f"{_NAMED}{name}", group.mark)
+            recorded = self._hand(attempt_keys, f"{_NAMED}{name}", group.mark)
+            if recorded is not None:  # else another coordinator would submit the job again
+                await asyncio.shield(recorded)  # others may wait for the same commit
             job = await self._submitted(group, name, array_spec)
         except JobRefused as error:
             for attempt_key in attempt_keys:
@@ -289,10 +291,16 @@ class JobExecutor(RemoteExecutor[str]):
         specs = [self._packer.complete(each, apart=apart) for each in group.specs]
         return ArraySpec.write(self._payloads, specs)
 
-    def _hand(self, attempt_keys: Sequence[AttemptKey], handle: str, mark: str) -> None:
+    def _hand(
+        self, attempt_keys: Sequence[AttemptKey], handle: str, mark: str
+    ) -> Awaitable[None] | None:
+        """Record where these attempts are; the awaitable ends when all are written."""
+        recorded = None
         for index, attempt_key in enumerate(attempt_keys):
             if attempt_key in self._mail.away:
-                self._reports.handed(*attempt_key, f"{handle}{mark}{index}" if mark else handle)
+                place = f"{handle}{mark}{index}" if mark else handle
+                recorded = self._reports.handed(*attempt_key, place)
+        return recorded
 
     async def _submitted(self, group: _Submission, name: str, array_spec: ArraySpec) -> str:
         """Return the id of the job with this name, which is submitted unless it exists."""

@@ -261,6 +261,29 @@ async def test_no_job_of_a_cancelled_attempt_is_submitted_or_goes_on(tmp_path: P
     assert {"cancelled"} == {report.state for report in recorder.reports.values()}
 
 
+async def test_a_job_is_submitted_when_its_name_is_written(tmp_path: Path) -> None:
+    written = asyncio.get_running_loop().create_future()
+
+    class Writing(Recorder):
+        def handed(self, task: int, attempt: int, handle: str, host: str = "") -> Any:
+            super().handed(task, attempt, handle, host)
+            return written
+
+    recorder = Writing()
+    system: Any = OneByOne(recorder)
+    system.may_submit.set()
+    executor = executor_of(system, tmp_path)
+    await executor.start(context_in(tmp_path), recorder)
+    executor.launch(spec_of(1))
+    await until(lambda: recorder.handles.get(1, "").startswith("name="))
+    executor.launch(spec_of(2))
+    await asyncio.to_thread(select_nothing, 0.05)  # in which it would be submitted
+    assert [] == system.arrays
+    written.set_result(None)
+    await until(lambda: system.arrays == ["array0", "array1"])
+    await executor.stop()
+
+
 async def test_an_attempt_that_is_left_while_it_is_cancelled_is_not_given_up_here(
     tmp_path: Path,
 ) -> None:

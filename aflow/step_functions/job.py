@@ -129,7 +129,7 @@ class RecordedAttempt(JobAttempt):
                 beating = group.create_task(self._beat())
                 report, usage = await self.finish(executor, spec)
                 beating.cancel()
-        except* AflowError as errors:
+        except ExceptionGroup as errors:  # Python before 3.11.4 raises a group in an `except*`
             raise errors.exceptions[0] from None
         record = await self._finished(report, usage)
         await self._logs.close()

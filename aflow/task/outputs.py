@@ -191,7 +191,7 @@ class StepContext:
 
     def _input(self, task: int, step: str, manifest: Manifest) -> InputTask:
         artifacts = TaskArtifacts(task, manifest, self._manifests, self._reader)
-        return InputTask(step, artifacts, self._item)
+        return InputTask(step, artifacts, self._loaded_item)
 
     def merge(
         self,

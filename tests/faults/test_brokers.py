@@ -99,9 +99,9 @@ def test_postgres_may_be_started_again_and_again_under_load(
 
 
 WEATHER = [
-    Fault("answer", 0.1),
-    Fault("reset", 0.1),
-    Fault("cut", 0.1, "GET"),
+    Fault("answer", 0.07),
+    Fault("reset", 0.07),
+    Fault("cut", 0.07, "GET"),
     Fault("late", 0.02),
 ]
 

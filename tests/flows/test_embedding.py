@@ -221,7 +221,9 @@ async def test_a_run_that_is_cancelled_as_it_starts_is_seen_to_start_first(
             await asyncio.sleep(0)
         ended = await run.cancel("early")
     assert (RunState.CANCELLED, "early") == (ended.state, ended.reason)
-    assert [RunStarting, RunStopping, RunEnded] == [type(event) for event in seen]
+    kinds = [type(event) for event in seen]  # a task may have started in the meantime
+    assert (RunStarting, RunEnded) == (kinds[0], kinds[-1])
+    assert 1 == kinds.count(RunStopping)
 
 
 async def test_a_cancel_can_be_awaited_to_know_how_the_run_ended(

@@ -20,6 +20,33 @@ from tests.support.disks import small_disk
 from tests.support.waiting import wait_until
 
 
+def test_lines_of_processes_that_print_at_the_same_time_stay_whole(workspace: Workspace) -> None:
+    workspace.write("""
+        import multiprocessing
+
+        def speak(name):
+            for number in range(200):
+                print(name, number)
+
+        class Flow_(FlowSpec):
+            @step
+            def start(self):
+                with multiprocessing.get_context("fork").Pool(3) as pool:
+                    pool.map(speak, ["one", "two", "three"], chunksize=1)
+                    pool.close()
+                    pool.join()
+                self.next(self.end)
+
+            @step
+            def end(self):
+                pass
+    """)
+    ran = workspace.run("--isolation", "worker")
+    assert ran.code == 0, ran.out + ran.err
+    said = [line for line in ran.lines if line.startswith(("one", "two", "three"))]
+    assert {f"{name} {n}" for name in ("one", "two", "three") for n in range(200)} == {*said}
+
+
 @pytest.mark.parametrize("isolation", ISOLATIONS)
 def test_the_next_task_does_not_notice_what_a_step_did_to_its_process(
     workspace: Workspace, isolation: str

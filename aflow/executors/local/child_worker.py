@@ -53,7 +53,9 @@ class AttemptBytes(io.RawIOBase):
 
     Output is forwarded line by line, and long lines in pieces; `finish` sends the rest of an
     attempt's last line. Output goes to `descriptor` while no attempt runs, and in processes that
-    the step has forked, since the socket to the coordinator belongs to this process.
+    the step has forked, since the socket to the coordinator belongs to this process. Such processes
+    write whole lines, too: `print` writes a text and its end one after the other, and several
+    processes may print at the same time.
     """
 
     def __init__(
@@ -67,17 +69,24 @@ class AttemptBytes(io.RawIOBase):
         self._held: dict[AttemptKey, bytearray] = {}
         self._closed_by: set[AttemptKey | None] = set()
         self._forked = False
+        self._unfinished = b""  # the incomplete last line of a forked process
         os.register_at_fork(after_in_child=self._leave)
 
     def _leave(self) -> None:
         self._forked = True
         self._held.clear()
+        self._unfinished = b""
 
     def write(self, data: bytes) -> int:  # type: ignore[override]
         """Write all of the bytes."""
         data = bytes(data)
         attempt_key = self._attempt_key.get()
-        if attempt_key is None or self._forked:
+        if self._forked:
+            self._unfinished += data
+            if data.endswith(b"\n") or len(self._unfinished) > _HELD:
+                self.flush()
+            return len(data)
+        if attempt_key is None:
             child.write_all(self._descriptor, data)
             return len(data)
         held = self._held.pop(attempt_key, None)
@@ -90,6 +99,11 @@ class AttemptBytes(io.RawIOBase):
         else:
             self._held[attempt_key] = bytearray(data) if held is None else held
         return len(data)
+
+    def flush(self) -> None:
+        """Write the incomplete last line of a forked process."""
+        data, self._unfinished = self._unfinished, b""
+        child.write_all(self._descriptor, data)
 
     def finish(self, attempt_key: AttemptKey) -> None:
         """Send the incomplete last line of an attempt."""

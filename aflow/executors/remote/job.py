@@ -134,7 +134,7 @@ class OneJob(JobAttempt):
                 await self._run(spec)
                 self._news.close()
             await self._leave()
-        except* AflowError as errors:
+        except ExceptionGroup as errors:  # Python before 3.11.4 raises a group in an `except*`
             raise errors.exceptions[0] from None
         report, _ = await self._end
         if report.state == AttemptState.SUCCEEDED.value:

@@ -10,6 +10,7 @@ import bz2
 import codecs
 import concurrent.futures
 import contextlib
+import dbm.dumb
 import functools
 import gzip
 import io
@@ -147,7 +148,8 @@ def a_spooled_file():
 
 
 def a_shelf():
-    shelf = keep(shelve.open("shelf", writeback=True))
+    # Of this kind, which every Python has: the bytes of the file depend on its contents alone.
+    shelf = keep(shelve.Shelf(dbm.dumb.open("shelf"), writeback=True))
     shelf["a"] = [1]
     shelf["a"].append(2)
 

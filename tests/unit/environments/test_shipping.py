@@ -561,7 +561,8 @@ def test_what_is_no_platform_is_refused_in_one_sentence() -> None:
 def test_a_python_that_travels_finds_its_library_beside_itself(tmp_path: Path) -> None:
     path = interpreter_for(packages.ANOTHER, may_download=False).path
     with tarfile.open(fileobj=io.BytesIO(transport.packed_python(path))) as archive:
-        archive.extractall(tmp_path, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)
+        archive.extractall(tmp_path)
     python = next(tmp_path.glob("bin/python3*"))
     program = (
         "import ctypes, ssl, sys; print(sys.prefix); "

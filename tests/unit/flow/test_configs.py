@@ -96,11 +96,11 @@ def test_what_to_dict_gives_can_be_changed() -> None:
     assert {type(plain), type(plain["a"]), type(plain["p"].left)} == {dict}
 
 
-def test_a_config_value_is_stored_as_what_it_is() -> None:
+def test_a_config_value_is_stored_and_copied_as_what_it_is() -> None:
     value = ConfigValue({"a": {"b": 1}})
-    another = pickle.loads(pickle.dumps(value))
 
-    assert (value, 1) == (another, another.a.b)
+    for another in (pickle.loads(pickle.dumps(value)), value.copy()):
+        assert (value, 1) == (another, another.a.b)
 
 
 @given(OBJECTS)

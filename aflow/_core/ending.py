@@ -271,8 +271,9 @@ def _skip_finalizers_in_memory() -> None:
 
 
 def _flush_streams() -> bool:
-    """Flush the current sys.stdout and sys.stderr; return whether that succeeded."""
-    for name in ("stdout", "stderr"):
+    """Flush the current sys.stdout and sys.stderr, and then the first ones, to which those may
+    write; return whether that succeeded."""
+    for name in ("stdout", "stderr", "__stdout__", "__stderr__"):
         try:
             stream = getattr(sys, name, None)  # a program may have deleted it
             if stream is not None and not getattr(stream, "closed", False):

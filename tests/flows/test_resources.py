@@ -351,7 +351,10 @@ def test_on_a_machine_of_amd_the_inner_variable_chooses_among_what_the_outer_has
 def test_memory_of_processes_is_that_of_their_sessions(tmp_path: Path) -> None:
     from aflow._core.system import memory_of
 
-    program = "import os,sys; x = bytearray(50 << 20); os.fork(); print(len(x), flush=True); sys.stdin.read()"
+    program = (
+        "import os, sys; x = bytearray(50 << 20); os.fork(); "
+        "print(len(x), flush=True); sys.stdin.read()"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         start_new_session=True,

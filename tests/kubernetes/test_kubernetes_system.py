@@ -57,7 +57,8 @@ def test_a_pod_that_is_disrupted_is_started_again_and_a_gang_is_lost_as_a_whole(
         each.unlink()
     gang = bench.submit("wait", 2, gang=True)
     bench.until_written(2)
-    kubernetes.lose_node(next(each for each in kubernetes.running() if bench.name in each))
+    running = bench.until(lambda: [each for each in kubernetes.running() if bench.name in each])
+    kubernetes.lose_node(running[0])
     outcome = bench.system.outcome_of(bench.until_over(gang))
     assert AttemptState.LOST is outcome.state
     assert "was disrupted (Pod default/" in outcome.reason

@@ -41,6 +41,7 @@ from aflow.scheduler.messages import (
     FinishRun,
     ItemsReady,
     LaunchAttempt,
+    NoInputs,
     Outcome,
     RetryAttempt,
     RunStarted,
@@ -440,6 +441,9 @@ class RunDriver:
             self._executor.launch(self._spec(command))
 
     def _spec(self, command: LaunchAttempt) -> AttemptSpec:
+        # Attempts without inputs and further attempts wait for no commit: an earlier coordinator
+        # may have launched them, and died before that was written.
+        waits = command.attempt == 0 and not isinstance(command.inputs, NoInputs)
         return AttemptSpec(
             step=command.step,
             task=command.task,
@@ -452,6 +456,7 @@ class RunDriver:
             final=command.final,
             fallback=command.fallback,
             manifests=self._handover.manifests_for(command.inputs),
+            again=self._unfinished is not None and not waits,
         )
 
     def _cancel_attempt(self, command: CancelAttempt) -> None:

@@ -115,13 +115,13 @@ class Bench:
         self._metadata_file = Path(fleet.metadata_url.removeprefix("sqlite:///"))
 
     @asynccontextmanager
-    async def worker(self) -> AsyncIterator[None]:
+    async def worker(self) -> AsyncIterator[Hand]:
         """Run a worker."""
         queue = SqliteQueue(self._queue_file)
         hand = Hand(queue, self.definition, self._clock)
         working = asyncio.create_task(hand.work())
         try:
-            yield
+            yield hand
             await hand.until_nothing_is_left()
         finally:
             working.cancel()

@@ -25,11 +25,30 @@ from aflow.testing.chaos import Fleet, Results, check, results
 from tests.faults.conftest import local_fleet
 from tests.faults.in_process import Bench
 from tests.support.failing import How, Points
-from tests.support.waiting import open_files, wait_until
+from tests.support.waiting import open_files, select_nothing, wait_until
 
 pytestmark = [pytest.mark.xdist_group("faults"), pytest.mark.timeout(400)]
 
 LONGEST = 60.0  # seconds that a run of some milliseconds may take
+
+
+class SlowCommit(Points):
+    """Dies before this commit is written, but after what depends on no commit is in the queue."""
+
+    def __init__(self, commit: int) -> None:
+        super().__init__()
+        self._commit = commit
+        self._is_put = threading.Event()
+
+    def stops(self, name: str) -> bool:
+        if name == "SqliteQueue.put":
+            self._is_put.set()
+        if name == "SqliteMetadata.commit" and self.passed.count(name) == self._commit:
+            self._is_put.clear()
+            if self._is_put.wait(0.1):
+                select_nothing(0.02)  # until it has been put
+            self.stop_at = len(self.passed)
+        return super().stops(name)
 
 
 class Sweep:
@@ -52,6 +71,10 @@ class Sweep:
         points = Points(point, how, dies)
         self._one(f"{next(self._numbers)}-{point}-{how}-{dies}", points, Points())
         return points
+
+    def slow(self, commit: int) -> None:
+        """Crash before a commit that takes long."""
+        self._one(f"slow-{commit}", SlowCommit(commit), Points())
 
     def two(self, first: int, second: int, how: How) -> None:
         """Crash at this point, and crash the next coordinator at another one."""
@@ -85,15 +108,19 @@ class Sweep:
     @staticmethod
     async def _drive(bench: Bench, patch: pytest.MonkeyPatch, points: list[Points]) -> None:
         """Run coordinators, one after the other, until the run has ended."""
-        async with bench.worker():
+        async with bench.worker() as hand:
+            before = Points()
             while bench.state() is None or bench.state() is RunState.RUNNING:
                 mine = points.pop(0)
                 patch.setattr(factory, "open_queue", lambda _: bench.open_queue(mine))  # noqa: B023
                 if bench.state() is None:
                     await bench.run(mine)
                 else:
+                    if isinstance(before, SlowCommit):
+                        await hand.until_nothing_is_left()
                     bench.let_leases_pass()
                     await bench.recover(mine)
+                before = mine
 
     def _check(self, fleet: Fleet, stopped: int) -> None:
         """`stopped` coordinators were replaced because they had ended by themselves."""
@@ -115,6 +142,13 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
         monkeypatch.setattr(module, "AWAY", Backoff(0.01, 0.01))
     monkeypatch.setattr(queue_workers, "TTL", 0.5)  # seconds until a letter is delivered again
     return Sweep(tmp_path, monkeypatch)
+
+
+def test_what_a_dead_coordinator_has_launched_without_a_record_runs_once(sweep: Sweep) -> None:
+    assert 5 < sweep.undisturbed().count("SqliteMetadata.commit")
+
+    for number in range(5):
+        sweep.slow(number)
 
 
 def swept(sweep: Sweep, how: How, dies: bool, every: int = 1) -> list[Points]:

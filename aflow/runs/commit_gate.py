@@ -107,15 +107,17 @@ class GroupCommit:
         error = future.exception()
         if error is not None:
             for each in (written, self.pending.written):
-                each.set_exception(error)
-                each.exception()  # nothing may wait for it
+                if not each.done():
+                    each.set_exception(error)
+                    each.exception()  # nothing may wait for it
             self._broken = True
             self._idle.set()
             if not isinstance(error, Exception):
                 raise error
             self._failed(error)
             return
-        written.set_result(None)
+        if not written.done():  # cancelled with the only task that waited for it
+            written.set_result(None)
         self._committed(self.number - 1)
         if self._dirty and not self._writing:
             self._write()

@@ -35,6 +35,7 @@ from aflow.queue.base import (
     check_held,
     check_messages,
     check_topic,
+    released_if_cancelled,
 )
 
 CONNECTIONS = 8
@@ -120,13 +121,15 @@ class PostgresQueue(Queue):
             check_topic(topic)
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + wait
-        taken, _ = await self._take(topics, limit, ttl, skip)
+        # A transaction whose caller is cancelled may be committed all the same.
+        taken, _ = await released_if_cancelled(self, self._take(topics, limit, ttl, skip))
         if taken or wait <= 0:
             return taken
         async with self._listening(topics) as bell:
             while True:
                 bell.clear()
-                taken, due = await self._take(topics, limit, ttl, skip)
+                taking = self._take(topics, limit, ttl, skip)
+                taken, due = await released_if_cancelled(self, taking)
                 left = give_up_at - loop.time()
                 if taken or left <= 0:
                     return taken

@@ -11,7 +11,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,22 +120,32 @@ def in_jobs(
         return dict.fromkeys(definition.steps, executor)
     named = {each.partition(":")[0].strip() for each in decospecs}
     found: dict[str, str] = {}
+    has_place = cache(_has_place)  # reads the settings once for each system, if a step needs it
     for name, step in definition.steps.items():
         for system in JOB_SYSTEMS:
             decorator = step.decorator(system)
-            if decorator is not None and (system in named or _is_available(system, decorator)):
+            if decorator is None:
+                continue
+            if system in named or _own_place(system, decorator) or has_place(system):
                 found[name] = system
                 break
     return found
 
 
-def _is_available(system: str, decorator: Any) -> bool:
-    """Return whether the job system of a decorator is available."""
+def _own_place(system: str, decorator: Any) -> str:
+    """Return the job queue or the namespace that a decorator names; "" if it names none."""
     if system == "batch":
-        return bool(decorator.queue or aws.settings.AwsSettings.load().queue)
+        return decorator.queue or ""
+    return (decorator.namespace or "") if system == "kubernetes" else ""
+
+
+def _has_place(system: str) -> bool:
+    """Return whether there is a job queue, Slurm's commands or a namespace for all steps."""
+    if system == "batch":
+        return bool(aws.settings.AwsSettings.load().queue)
     if system == "slurm":
         return shutil.which("sbatch") is not None
-    return bool(decorator.namespace or looked_up("KUBERNETES_NAMESPACE"))
+    return bool(looked_up("KUBERNETES_NAMESPACE"))
 
 
 def with_locks(
